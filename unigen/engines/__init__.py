@@ -1,0 +1,1 @@
+"""The engines: each gives the declarations of ``unigen.phases`` the same meaning."""

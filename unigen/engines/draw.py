@@ -1,0 +1,474 @@
+"""Running a pair's programs, and the draw that results: values by site, densities per datum.
+
+A ``Draw`` is lazy: a program runs, and a density is computed, when an objective reads it. So an implicit site is refused
+exactly when its density is asked for, and a phase pays for what it uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import Independent
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from unigen.pair import Pair, PairError
+from unigen.phases import DoublyReparameterized, Pathwise, ScoreFunction, StickingTheLanding
+
+__all__ = ["Draw", "Programs", "Site", "enumerate_sites"]
+
+MOST_JOINT_VALUES = 2**16
+
+
+class Site(NamedTuple):
+    """What one sample statement did."""
+
+    name: str
+    fn: Any
+    value: Tensor
+    observed: bool
+    frames: tuple[Any, ...]
+    scale: Any
+    mask: Any
+
+
+class _Record(Messenger):
+    """Record every sample statement; take values from ``values``, dream the observed ones, detach where told.
+
+    Entered first, hence outermost: plates have expanded a site's distribution before a value is drawn here.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], dream: bool, detach: bool) -> None:
+        super().__init__()
+        self.values, self.dream, self.detach = values, dream, detach
+        self.sites: dict[str, Site] = {}
+        self.was_observed: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if msg["is_observed"]:
+            if not self.dream:
+                return
+            self.was_observed.add(msg["name"])
+            msg["is_observed"] = False
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+        elif self.detach or not msg["fn"].has_rsample:
+            with torch.no_grad():
+                msg["value"] = msg["fn"].sample()
+        else:
+            msg["value"] = msg["fn"].rsample()
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        name = msg["name"]
+        frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
+        observed = msg["is_observed"] or name in self.was_observed
+        self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"])
+
+
+class Layout(NamedTuple):
+    """How deep a pair's plates nest, and whether one of them holds the rows of a batch."""
+
+    nesting: int
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A pair's two programs, run as one phase wants them: what moves, and by which estimator."""
+
+    pair: Pair
+    move: tuple[str, ...] = ()
+    estimator: Any = None
+    carry: bool = True  # samples carry gradient where the phase moves the program that drew them
+    freeze_model: bool = False
+    allow_unnormalized: bool = False
+    dry: bool = False
+
+    def without_gradient_through_samples(self) -> Programs:
+        return dataclasses.replace(self, carry=False, estimator=None, freeze_model=False)
+
+    def with_model_frozen(self) -> Programs:
+        return dataclasses.replace(self, freeze_model=True)
+
+    def run(
+        self,
+        which: str,
+        data: Mapping[str, Any],
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        particles: int | None = None,
+        dream: bool = False,
+        detach: bool = False,
+        grad: bool = False,
+        frozen: bool = False,
+    ) -> dict[str, Site]:
+        """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
+        program = self.pair.model if which == "model" else self.pair.guide
+        names = self.pair.arguments if which == "model" else self.pair.guide_arguments
+        arguments = {name: data[name] for name in names if name in data}
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
+            record = stack.enter_context(_Record(values or {}, dream, detach))
+            if particles is not None:
+                dim = -1 - self.layout(data).nesting
+                stack.enter_context(pyro.plate("_particles", particles, dim=dim))
+            if frozen and isinstance(program, torch.nn.Module):
+                fixed = {name: parameter.detach() for name, parameter in program.named_parameters()}
+                torch.func.functional_call(program, fixed, (), arguments)
+            else:
+                program(**arguments)
+        return record.sites
+
+    def layout(self, data: Mapping[str, Any]) -> Layout:
+        """Probe the pair once, without touching the random streams."""
+        if self.pair.layout is None:
+            with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+                sites = [*self.run("guide", data).values(), *self.run("model", data).values()]
+            frames = [frame for site in sites for frame in site.frames]
+            self.pair.layout = Layout(
+                max((-frame.dim for frame in frames), default=0),
+                any(frame.name == self.pair.batch_plate for frame in frames),
+            )
+        return self.pair.layout
+
+    def dream(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Dream new data from the model, without gradient, by argument name."""
+        sites = self.run("model", data, dream=True, detach=True)
+        return {name: sites[name].value for name in self.pair.arguments if name in sites}
+
+
+class Draw:
+    """Values by site and densities per datum: (N,), or (K, N) with particles; () or (K,) for a pair of one datum.
+
+    ``draw["z"]``: the value of a site or of the data. ``log_p``, ``log_q``: the densities of the two programs.
+    ``log_q_at(site, value)``: one guide site's density elsewhere. ``log_likelihood``, ``log_prior``: the two parts of
+    ``log_p``. ``network(name)``: a psi network. ``weights``: the self-normalized weights of a tilted draw.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        data: Mapping[str, Any],
+        particles: int | None,
+        first: str,
+        values: Mapping[str, Tensor] | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.programs, self.pair, self.data, self.particles, self.first = (
+            programs,
+            programs.pair,
+            data,
+            particles,
+            first,
+        )
+        self.given = values or {}
+        self.labels = labels or {}
+        self.enumerated = False
+        self.log_base: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.weights_dim = 0
+        drawer = "phi" if first == "guide" else "theta"
+        self.carry = programs.carry and drawer in programs.move
+        self.by_score = isinstance(programs.estimator, ScoreFunction)
+        self._sites: dict[str, dict[str, Site]] = {}
+        self._densities: dict[tuple[str, str], Tensor] = {}
+
+    # -- running the programs --
+
+    def sites(self, which: str) -> dict[str, Site]:
+        """Return the sites of ``"model"`` or ``"guide"``, running it at the first call."""
+        if which not in self._sites:
+            self._sites[which] = self._run_first(which) if which == self.first else self._run_second(which)
+        return self._sites[which]
+
+    def _run_first(self, which: str) -> dict[str, Site]:
+        return self.programs.run(
+            which,
+            self.data,
+            values=self.given,
+            particles=self.particles,
+            dream=which == "model",
+            detach=not self.carry or self.by_score,
+            grad=("theta" if which == "model" else "phi") in self.programs.move,
+        )
+
+    def _run_second(self, which: str) -> dict[str, Site]:
+        values = {site.name: site.value for site in self.sites(self.first).values() if not self._is_data(site)}
+        if self.first == "guide":
+            data = self.data
+        else:
+            values = {site.name: site.value for site in self.sites("model").values()}
+            data = {**self.data, **{name: values[name] for name in self.pair.arguments if name in values}}
+        sites = self.programs.run(
+            which,
+            data,
+            values=values,
+            particles=self.particles,
+            grad=("theta" if which == "model" else "phi") in self.programs.move or self.carry,
+            frozen=which == "model" and self.programs.freeze_model,
+        )
+        for name, site in sites.items():
+            if not site.observed and name not in values:
+                raise PairError(
+                    f"site '{name}' of the {which} has no value from the {self.first}; "
+                    f"give the {self.first} a sample statement of that name"
+                )
+        if which == "model":
+            for name in values:
+                if name not in sites:
+                    raise PairError(
+                        f"site '{name}' of the guide is not in the model; remove it or name it as the model does"
+                    )
+        return sites
+
+    def _is_data(self, site: Site) -> bool:
+        return site.observed
+
+    def detached(self) -> dict[str, Tensor]:
+        """Return the first program's values without gradient."""
+        return {site.name: site.value.detach() for site in self.sites(self.first).values()}
+
+    # -- values --
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.labels:
+            return self.labels[name]
+        if self.first == "guide" and name in self.data:
+            return self.data[name]
+        for which in (self.first, "guide" if self.first == "model" else "model"):
+            if name in self.sites(which):
+                return self.sites(which)[name].value
+        known = sorted({*self.labels, *self.data, *self.sites("model"), *self.sites("guide")})
+        raise PairError(f"the routine reads site '{name}', which neither program has; sites: {', '.join(known)}")
+
+    @property
+    def latents(self) -> list[str]:
+        """The names of the model's unobserved sites."""
+        return [site.name for site in self.sites("model").values() if not site.observed]
+
+    def network(self, name: str) -> torch.nn.Module:
+        """Return the psi network of this name."""
+        return self.pair.network(name)
+
+    # -- densities --
+
+    def density(self, which: str, site: Site) -> Tensor:
+        """Return the site's log density per datum."""
+        key = (which, site.name)
+        if key not in self._densities:
+            grad = self._grad(which)
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                self._densities[key] = self.per_datum(site, site.value)
+        return self._densities[key]
+
+    def _grad(self, which: str) -> bool:
+        return ("theta" if which == "model" else "phi") in self.programs.move or self.carry
+
+    def per_datum(self, site: Site, value: Tensor) -> Tensor:
+        """Return the site's log density at a value, summed to one number a datum (and particle)."""
+        layout = self.programs.layout(self.data)
+        try:
+            log_density = site.fn.log_prob(value)
+        except NotImplementedError as error:
+            raise PairError(f"site '{site.name}': {error}") from None
+        if not getattr(site.fn, "normalized", True) and not self.programs.allow_unnormalized:
+            raise PairError(
+                f"site '{site.name}' has an unnormalized density, so log p means nothing by itself; use a routine that takes "
+                "a difference of two expectations, such as contrastive_divergence"
+            )
+        log_density = scale_and_mask(log_density, site.scale, site.mask)
+        kept = []
+        for frame in site.frames:
+            if frame.name in (self.pair.batch_plate, "_particles"):
+                kept.append(frame.dim)
+            if frame.full_size != frame.size:
+                raise PairError(
+                    f"site '{site.name}' is in the subsampled plate '{frame.name}', whose scale would bias per-datum weights; "
+                    f"write pyro.plate('{frame.name}', len(x))"
+                )
+        if layout.batched and not any(frame.name == self.pair.batch_plate for frame in site.frames):
+            raise PairError(
+                f"site '{site.name}' is global, beside the batch plate '{self.pair.batch_plate}': its density is not per datum; "
+                "make it a parameter, or drop the batch plate so that the whole data set is one datum"
+            )
+        depth = log_density.dim()
+        if depth == len(kept) == self.depth:
+            return log_density
+        plates = {frame.dim for frame in site.frames}
+        outside = [d for d in range(-depth, 0) if d not in plates and log_density.shape[d] > 1]
+        if outside:
+            raise PairError(
+                f"site '{site.name}' has batch shape {tuple(site.fn.batch_shape)}: neither per datum nor global; declare its "
+                f"own dimensions with .to_event({len(outside)})"
+                + (
+                    ""
+                    if layout.batched
+                    else f", or put the program's rows in pyro.plate('{self.pair.batch_plate}', len(x))"
+                )
+            )
+        summed = [d for d in range(-depth, 0) if d not in kept]
+        return log_density.sum(summed) if summed else log_density
+
+    def _total(self, which: str, sites: Iterable[Site]) -> Tensor:
+        densities = [self.density(which, site) for site in sites]
+        if not densities:
+            return torch.zeros(())
+        total = densities[0]
+        for density in densities[1:]:
+            total = total + density
+        return total
+
+    @property
+    def log_p(self) -> Tensor:
+        """log p(x, z), every site of the model."""
+        return self._total("model", self.sites("model").values())
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """log p(x|z), the observed sites of the model."""
+        return self._total("model", [site for site in self.sites("model").values() if site.observed])
+
+    @property
+    def log_prior(self) -> Tensor:
+        """log p(z), the latent sites of the model."""
+        return self._total("model", [site for site in self.sites("model").values() if not site.observed])
+
+    @property
+    def log_q(self) -> Tensor:
+        """log q(z|x), every site of the guide."""
+        if isinstance(self.programs.estimator, StickingTheLanding | DoublyReparameterized):
+            if "frozen guide" not in self._sites:
+                values = {site.name: site.value for site in self.sites("guide").values()}
+                self._sites["frozen guide"] = self.programs.run(
+                    "guide", self.data, values=values, particles=self.particles, grad=self.carry, frozen=True
+                )
+            return self._total("frozen guide", self._sites["frozen guide"].values())
+        return self._total("guide", self.sites("guide").values())
+
+    def log_q_at(self, site: str, value: Any, **given: Tensor) -> Tensor:
+        """Return the log density of one guide site at ``value``, with some data replaced by ``given``."""
+        if given:
+            sites = self.programs.run("guide", {**self.data, **given}, particles=self.particles, grad=True)
+        else:
+            sites = self.sites("guide")
+        if site not in sites:
+            raise PairError(f"the routine reads log q of site '{site}', which the guide lacks; use an adversarial pair")
+        fn = sites[site].fn
+        value = value if isinstance(value, Tensor) else torch.as_tensor(float(value), device=sites[site].value.device)
+        with torch.set_grad_enabled((bool(given) or self._grad("guide")) and torch.is_grad_enabled()):
+            return self.per_datum(
+                sites[site], value.to(sites[site].value.dtype).expand(fn.batch_shape + fn.event_shape)
+            )
+
+    # -- the score function --
+
+    @property
+    def score_sites(self) -> list[str]:
+        """The sites whose samples carry their gradient by the score function."""
+        if not self.carry:
+            return []
+        names = []
+        for site in self.sites(self.first).values():
+            if site.observed and self.first == "guide":
+                continue
+            if (self.by_score or not site.fn.has_rsample) and site.name not in self.given:
+                names.append(site.name)
+        return names
+
+    @property
+    def score(self) -> Tensor | None:
+        """The log density of those sites per datum, or None; refused under a pathwise-only estimator."""
+        drawn = self.sites(self.first)
+        terms = []
+        for name in self.score_sites:
+            if self.density(self.first, drawn[name]).requires_grad:  # else nothing that moves decides the sample
+                terms.append(drawn[name])
+        if terms and isinstance(self.programs.estimator, Pathwise | StickingTheLanding | DoublyReparameterized):
+            raise PairError(
+                f"site '{terms[0].name}' ({_family(terms[0].fn)}) has no reparameterization, which "
+                f"{type(self.programs.estimator).__name__} needs; use ScoreFunction with a control variate (nvil, vimco), or "
+                "a routine that never differentiates through samples (reweighted_wake_sleep)"
+            )
+        return self._total(self.first, terms) if terms else None
+
+    @property
+    def depth(self) -> int:
+        """How many dimensions a value per datum and particle has."""
+        return self.programs.layout(self.data).batched + (self.particles is not None)
+
+    def check_value(self, value: Tensor, name: str, couples: bool) -> None:
+        """Refuse a value that is not one a datum (and particle)."""
+        most = 0 if couples else self.depth
+        if not isinstance(value, Tensor) or value.dim() > most:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise PairError(f"objective {name} returned {shape}, expected one value a datum: at most {most} dimensions")
+
+
+def _family(fn: Any) -> str:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return type(fn).__name__.removeprefix("Expanded")
+
+
+def _devices(data: Mapping[str, Any]) -> list[torch.device]:
+    return list({value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda})
+
+
+def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """Return every joint value of the guide's sites, by name, (M, ..., event), and M."""
+    nesting = programs.layout(data).nesting
+    with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+        sites = programs.run("guide", data)
+    supports = {name: _support(site) for name, site in sites.items()}
+    rows = 1
+    for support in supports.values():
+        rows *= len(support)
+    if rows > MOST_JOINT_VALUES:
+        raise PairError(
+            f"sites {', '.join(repr(n) for n in supports)} have {rows} joint values, more than {MOST_JOINT_VALUES} to enumerate; "
+            "use a routine that samples (vimco, reweighted_wake_sleep)"
+        )
+    index = torch.arange(rows)
+    values = {}
+    for name, support in supports.items():
+        site, size = sites[name], len(support)
+        batch, event = site.fn.batch_shape, site.fn.event_shape
+        column = support.to(site.value.device)[index % size]
+        index = index // size
+        padded = column.reshape(rows, *(1,) * nesting, *event)
+        values[name] = padded.expand(rows, *(1,) * (nesting - len(batch)), *batch, *event)
+    return values, rows
+
+
+def _support(site: Site) -> Tensor:
+    fn, elements = site.fn, 1
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    if not getattr(fn, "has_enumerate_support", False):
+        raise PairError(
+            f"site '{site.name}' ({_family(fn)}) has no finite support to enumerate; use a routine that samples (vae, iwae)"
+        )
+    values = fn.enumerate_support(expand=False)
+    values = values.reshape(len(values), *fn.event_shape)
+    for size in site.fn.event_shape[: len(site.fn.event_shape) - len(fn.event_shape)]:
+        elements *= size
+    if len(values) ** elements > MOST_JOINT_VALUES:
+        raise PairError(
+            f"site '{site.name}' has {len(values)}^{elements} values, more than {MOST_JOINT_VALUES} to enumerate; "
+            "use a routine that samples (vimco, reweighted_wake_sleep)"
+        )
+    columns = torch.cartesian_prod(*[torch.arange(len(values))] * elements).reshape(-1, elements)
+    return values[columns].reshape(-1, *site.fn.event_shape)

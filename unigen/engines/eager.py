@@ -1,0 +1,257 @@
+"""The reference engine: phases executed on Pyro's effect handlers. The only file that knows them.
+
+``objective(phase, pair, x)`` returns ``(value, surrogate)``; the gradient of the surrogate along the phase's parameters is
+an unbiased estimate of the gradient of E_under[maximize] - E_against[maximize]. ``step`` runs every phase of a routine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.engines.checks import check_once
+from unigen.engines.draw import Draw, Programs, enumerate_sites
+from unigen.objectives import iwae, log_weight
+from unigen.pair import Pair, PairError
+from unigen.phases import (
+    Baseline,
+    Chain,
+    DoublyReparameterized,
+    Enumerate,
+    Expectation,
+    LeaveOneOut,
+    Phase,
+    Routine,
+    Sleep,
+    Tilted,
+    Wake,
+    name_of,
+)
+
+__all__ = ["draw", "objective", "step"]
+
+
+# -- expectations: what each draws -------------------------------------------------------------------------------------
+
+
+@singledispatch
+def draw(expectation: Expectation, programs: Programs, data: dict[str, Any]) -> Draw:
+    """Draw from an expectation. A new expectation is a frozen dataclass and one registration here."""
+    raise TypeError(f"the eager engine knows no expectation {expectation!r}")
+
+
+@draw.register
+def _wake(expectation: Wake, programs: Programs, data: dict[str, Any]) -> Draw:
+    labels = {}
+    if expectation.dreams:
+        dreamt = programs.dream(data)
+        like = next(iter(dreamt.values()))
+        labels = {"y": torch.cat([like.new_ones(len(like)), like.new_zeros(len(like))])}
+        data = data | {name: torch.cat([data[name], value]) for name, value in dreamt.items()}
+    return Draw(programs, data, particles=expectation.particles, first="guide", labels=labels)
+
+
+@draw.register
+def _sleep(expectation: Sleep, programs: Programs, data: dict[str, Any]) -> Draw:
+    return Draw(programs, data, particles=expectation.particles, first="model")
+
+
+@draw.register
+def _enumerate(expectation: Enumerate, programs: Programs, data: dict[str, Any]) -> Draw:
+    values, rows = enumerate_sites(programs, data)
+    result = Draw(programs, data, particles=rows, first="guide", values=values)
+    result.enumerated = True
+    result.log_base = result.log_q
+    return result
+
+
+@draw.register
+def _tilted(expectation: Tilted, programs: Programs, data: dict[str, Any]) -> Draw:
+    result = draw(expectation.base, programs.without_gradient_through_samples(), data)
+    log_w = expectation.log_w(result).detach()
+    if result.log_base is not None:
+        log_w = log_w + result.log_base.detach()
+    if log_w.dim() == 0 or (expectation.dim == 0 and result.particles is None):
+        raise PairError(f"{expectation} has nothing to normalize over: give its base particles, or a batch of data")
+    result.weights, result.weights_dim = torch.softmax(log_w, expectation.dim), expectation.dim
+    return result
+
+
+@draw.register
+def _chain(expectation: Chain, programs: Programs, data: dict[str, Any]) -> Draw:
+    pair, key = programs.pair, str(expectation)
+    start = {name: data[name] for name in pair.arguments}
+    if expectation.persistent and key in pair.chains:
+        start = start | {pair.arguments[0]: pair.chains[key]}
+    for _ in range(expectation.steps):
+        start = expectation.kernel(programs, start)
+    if expectation.persistent and not programs.dry:
+        pair.chains[key] = start[pair.arguments[0]].detach().clone()
+    return Draw(programs.without_gradient_through_samples(), start, particles=None, first="guide")
+
+
+# -- the estimate of an expectation ------------------------------------------------------------------------------------
+
+
+def _estimate(
+    phase: Phase, expectation: Expectation, programs: Programs, data: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return (value, surrogate) of E_expectation[maximize]."""
+    if isinstance(phase.estimator, DoublyReparameterized):
+        return _doubly_reparameterized(phase, expectation, programs, data)
+    sample = draw(expectation, programs, data)
+    f = phase.maximize(sample)
+    couples = getattr(phase.maximize, "couples_data", False)
+    sample.check_value(f, name_of(phase.maximize), couples)
+    if sample.weights is not None and f.dim() == sample.weights.dim():
+        value = (sample.weights * f).sum(sample.weights_dim).mean()
+        return value.detach(), value
+    if sample.enumerated and f.dim() == sample.depth:
+        value = (sample.log_q.exp() * f).sum(0).mean()
+        return value.detach(), value
+    surrogate = f.mean()
+    score = None if sample.enumerated else sample.score
+    if score is not None:
+        if couples:
+            raise PairError(
+                f"{name_of(phase.maximize)} couples the rows of a batch, so discrete site '{sample.score_sites[0]}' has no "
+                "per-datum score function; use a reparameterizable likelihood"
+            )
+        signal = f.detach()
+        if phase.control_variate is not None:
+            signal = signal - _control_variate(phase, sample, signal)
+        term = score * signal  # (N,) broadcasts against (K, N): the whole signal belongs to each particle
+        if f.dim() < score.dim():
+            term = term.sum(0)
+        surrogate = surrogate + term.mean()
+    return f.mean().detach(), surrogate
+
+
+def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
+    """A baseline that is independent of the particle it is subtracted from, so that the estimate stays unbiased."""
+    variate = phase.control_variate
+    if isinstance(variate, Baseline):
+        baseline = sample.network(variate.network)(*(sample[name] for name in sample.pair.arguments[:1])).detach()
+        return baseline
+    if not isinstance(variate, LeaveOneOut):
+        raise TypeError(f"the eager engine knows no control variate {variate!r}")
+    if sample.particles is None or sample.particles < 2:
+        raise PairError(f"{variate} needs at least two particles; got {phase.under}")
+    others = sample.particles - 1
+    if signal.dim() == sample.depth:  # one value a particle: the mean of the others
+        return (signal.sum(0) - signal) / others
+    if phase.maximize is not iwae:
+        raise PairError(f"{variate} is defined for iwae or a value a particle, not for {name_of(phase.maximize)}")
+    log_w = log_weight(
+        sample
+    ).detach()  # VIMCO (Mnih & Rezende 2016, Eq. 9-10): w_k becomes the geometric mean of others
+    geometric = (log_w.sum(0) - log_w) / others
+    swapped = log_w.unsqueeze(0).expand(sample.particles, *log_w.shape).clone()
+    index = torch.arange(sample.particles)
+    swapped[index, index] = geometric
+    return torch.logsumexp(swapped, 1) - torch.log(torch.tensor(float(sample.particles)))
+
+
+def _doubly_reparameterized(
+    phase: Phase, expectation: Expectation, programs: Programs, data: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """sum_k w_k^2 d log w_k / dz dz/dphi, and the usual sum_k w_k d log p / dtheta (Tucker et al. 2019, Eq. 6)."""
+    if phase.maximize is not iwae or not isinstance(expectation, Wake) or expectation.particles is None:
+        raise PairError("DoublyReparameterized is the estimator of iwae under Wake(particles)")
+    sample = draw(expectation, programs.with_model_frozen(), data)
+    log_w = log_weight(sample)
+    normalized = torch.softmax(log_w.detach(), 0)
+    surrogate = (normalized.square() * log_w).sum(0).mean()
+    if "theta" in phase.move:
+        fixed = Draw(
+            programs.without_gradient_through_samples(), data, expectation.particles, "guide", values=sample.detached()
+        )
+        surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
+    return iwae(sample).mean().detach(), surrogate
+
+
+def objective(phase: Phase, pair: Pair, x: Any, *, dry: bool = False) -> tuple[Tensor, Tensor]:
+    """Estimate E_under[maximize] - E_against[maximize] on the batch ``x``.
+
+    Returns ``(value, surrogate)``, both scalars in the units of the objective (nats): the value is detached, the gradient of
+    the surrogate along ``phase.move`` is the estimated ascent direction. ``dry`` leaves persistent chains as they are.
+    Raises ``PairError`` for a pairing that has no such gradient.
+    """
+    data = pair.bind(x)
+    programs = Programs(pair, phase.move, phase.estimator, allow_unnormalized=phase.against is not None, dry=dry)
+    value, surrogate = _estimate(phase, phase.under, programs, data)
+    if phase.against is not None:
+        other_value, other_surrogate = _estimate(phase, phase.against, programs, data)
+        value, surrogate = value - other_value, surrogate - other_surrogate
+    return value, surrogate
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer], x: Any) -> Tensor:
+    for group in phase.move:
+        if group not in optimizers and not phase.solve:
+            raise PairError(f"the phase '{phase}' moves {group}, for which there is no optimizer")
+    moved = pair.group(*phase.move)
+    kept = [b for group in ("theta", "phi", "psi") if group not in phase.move for b in pair.group_buffers(group)]
+    before = [b.clone() for b in kept]
+    if phase.solve:
+        value = _solve(phase, pair, x)
+    else:
+        for parameter in moved:
+            parameter.grad = None
+        value, surrogate = objective(phase, pair, x)
+        if not surrogate.requires_grad:
+            raise PairError(f"the phase '{phase}' does not depend on {', '.join(phase.move)}")
+        (-surrogate).backward(inputs=moved)
+        for group in phase.move:
+            optimizers[group].step()
+    with torch.no_grad():
+        if phase.project is not None:
+            phase.project(moved)
+        for buffer, old in zip(kept, before, strict=True):
+            buffer.copy_(old)
+    return value
+
+
+@torch.no_grad()
+def _solve(phase: Phase, pair: Pair, x: Any) -> Tensor:
+    """Set theta to the maximizer of E_under[log p] in closed form, and return the value before the step."""
+    solve = getattr(pair.model, "solve", None)
+    if solve is None or phase.move != ("theta",):
+        raise PairError(
+            f"the phase '{phase}' wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); "
+            "use em(closed_form=False)"
+        )
+    sample = draw(phase.under, Programs(pair, phase.move), pair.bind(x))
+    value = (sample.weights * phase.maximize(sample)).sum(sample.weights_dim).mean()
+    solve(sample)
+    return value
+
+
+def step(
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    x: Any,
+    more: Sequence[Any] = (),
+) -> list[Tensor]:
+    """Run the phases of a routine once, in order, and return one value (a detached scalar) a phase.
+
+    ``optimizers``: one torch optimizer a parameter group, over exactly ``pair.group(name)``. ``x``: a batch, as
+    ``pair.bind`` takes it. ``more``: further batches for the repetitions of a phase with ``steps > 1`` (else ``x`` again).
+    Before its first step a routine is checked against the pair (``unigen.engines.checks``).
+    """
+    check_once(routine, pair, x)
+    values = []
+    for phase in routine:
+        for repetition in range(phase.steps):
+            again = repetition > 0 and len(more) > 0
+            value = _climb(phase, pair, optimizers, more[(repetition - 1) % len(more)] if again else x)
+        values.append(value)
+    return values

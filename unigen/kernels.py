@@ -1,0 +1,69 @@
+"""Markov kernels for ``Chain``: a kernel takes the data of a pair one transition further, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.pair import PairError
+
+__all__ = ["Gibbs", "Langevin"]
+
+
+@dataclass(frozen=True)
+class Gibbs:
+    """Block Gibbs: hidden given visible, then visible given hidden, by the ``gibbs`` method of the site's distribution.
+
+    Leaves p_theta(x) invariant (Hinton 2002). Refused for a site whose distribution has no ``gibbs``.
+    """
+
+    site: str = "x"
+
+    def __call__(self, programs: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+        sites = programs.run("model", data)
+        fn: Any = sites[self.site].fn if self.site in sites else None
+        if not hasattr(fn, "gibbs"):
+            raise PairError(f"site '{self.site}' has no block Gibbs sampler; use Langevin, or the pair rbm")
+        with torch.no_grad():
+            return {**data, self.site: fn.gibbs(data[self.site])}
+
+    def __str__(self) -> str:
+        return "Gibbs"
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Metropolis-adjusted Langevin: x' = x + (s^2/2) grad log p(x) + s noise, accepted by its Metropolis ratio.
+
+    Leaves p_theta(x) invariant for a continuous site of a pair without latents (Roberts & Tweedie 1996). ``size``: s.
+    """
+
+    size: float = 0.1
+    site: str = "x"
+
+    def __call__(self, programs: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+        x = data[self.site]
+        here, slope = self._density(programs, data, x)
+        proposal = x + 0.5 * self.size**2 * slope + self.size * torch.randn_like(x)
+        there, back = self._density(programs, data, proposal)
+        forward = -(proposal - x - 0.5 * self.size**2 * slope).square().sum(-1) / (2 * self.size**2)
+        backward = -(x - proposal - 0.5 * self.size**2 * back).square().sum(-1) / (2 * self.size**2)
+        accept = torch.rand_like(here).log() < there - here + backward - forward
+        return {**data, self.site: torch.where(accept.unsqueeze(-1), proposal, x)}
+
+    def _density(self, programs: Any, data: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            sites = programs.run("model", {**data, self.site: leaf}, grad=True)
+            if any(not site.observed for site in sites.values()):
+                raise PairError("Langevin moves the data of a pair without latents")
+            density = torch.stack([site.fn.log_prob(site.value) for site in sites.values()]).sum(0)
+            (slope,) = torch.autograd.grad(density.sum(), leaf)
+        return density.detach(), slope
+
+    def __str__(self) -> str:
+        return f"Langevin({self.size:g})"

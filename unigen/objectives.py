@@ -1,0 +1,278 @@
+"""Objectives: plain functions of a ``Draw`` that return one value a datum, (N,) or (K, N), in nats.
+
+An objective with a setting is a frozen dataclass, so that routines stay comparable and printable. Notation: p is the
+model's joint density, q the guide's; y = 1 marks data, y = 0 what the model made (Hu et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.divergences import FDivergence, f_divergence, gaussian_kernel, mmd_squared
+from unigen.phases import Objective, name_of
+
+__all__ = [
+    "Activated",
+    "BetaElbo",
+    "Discriminate",
+    "FGan",
+    "GradientPenalized",
+    "Mmd",
+    "Negative",
+    "Network",
+    "OnGenerated",
+    "OnlyGenerated",
+    "Scaled",
+    "baseline_fit",
+    "critic",
+    "critic_gap",
+    "elbo",
+    "iwae",
+    "iwae_reversed",
+    "log_evidence",
+    "log_mean_exp",
+    "log_p",
+    "log_pq",
+    "log_q",
+    "log_q_reversed",
+    "log_weight",
+]
+
+
+# -- densities ---------------------------------------------------------------------------------------------------------
+
+
+def log_p(draw: Any) -> Tensor:
+    """log p(x, z), the complete-data log-likelihood."""
+    return draw.log_p
+
+
+def log_q(draw: Any) -> Tensor:
+    """log q(z|x); for the GAN's guide log q(y|x)."""
+    return draw.log_q
+
+
+def log_pq(draw: Any) -> Tensor:
+    """log p(x, z) + log q(z|x): under one posterior approximation both programs learn by maximum likelihood."""
+    return draw.log_p + draw.log_q
+
+
+def log_weight(draw: Any) -> Tensor:
+    """log w = log p(x, z) - log q(z|x), the log importance weight."""
+    return draw.log_p - draw.log_q
+
+
+def elbo(draw: Any) -> Tensor:
+    """log p(x, z) - log q(z|x), whose mean under q bounds log p(x) from below."""
+    return log_weight(draw)
+
+
+def iwae(draw: Any) -> Tensor:
+    """log (1/K) sum_k w_k, the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016, Eq. 8); (N,)."""
+    return log_mean_exp(draw, log_weight(draw))
+
+
+def log_evidence(draw: Any) -> Tensor:
+    """log p(x): log p itself without latents, the sum over all values of the latents under ``Enumerate``; (N,)."""
+    if draw.enumerated:
+        return torch.logsumexp(draw.log_p, 0)
+    if draw.latents:
+        raise ValueError(
+            f"maximum likelihood needs log p(x), but site '{draw.latents[0]}' is latent: enumerate it, or climb a bound "
+            "(vae, iwae, reweighted_wake_sleep)"
+        )
+    return draw.log_p
+
+
+@dataclass(frozen=True)
+class BetaElbo:
+    """log p(x|z) + beta (log p(z) - log q(z|x)) (Higgins et al. 2017, Eq. 4); ``beta=1`` is the elbo."""
+
+    beta: float
+
+    def __call__(self, draw: Any) -> Tensor:
+        return draw.log_likelihood + self.beta * (draw.log_prior - draw.log_q)
+
+
+def log_mean_exp(draw: Any, values: Tensor) -> Tensor:
+    """log (1/K) sum_k exp(values_k) over the particles of each datum; (K, N) -> (N,)."""
+    if draw.particles is None:
+        raise ValueError("an objective over particles needs an expectation with particles, such as Wake(particles=5)")
+    return torch.logsumexp(values, 0) - math.log(draw.particles)
+
+
+# -- the inferred label y: GANs as variational EM ----------------------------------------------------------------------
+
+
+def log_q_reversed(draw: Any) -> Tensor:
+    """log q^r(y|x) = log q(1 - y|x), the reversed label (Hu et al. 2018, Eq. 3)."""
+    return draw.log_q_at("y", 1 - draw["y"])
+
+
+def iwae_reversed(draw: Any) -> Tensor:
+    """log (1/K) sum_k q^r(y|x_k) / q(y|x_k), q in the denominator held fixed (Hu et al. 2018, Eq. 15); (N,)."""
+    return log_mean_exp(draw, log_q_reversed(draw) - draw.log_q.detach())
+
+
+def critic(draw: Any, **given: Tensor) -> Tensor:
+    """f(x) = log q(y=1|x) - log q(y=0|x), the log odds of the guide, in the role of a critic."""
+    return draw.log_q_at("y", 1, **given) - draw.log_q_at("y", 0, **given)
+
+
+def critic_gap(draw: Any) -> Tensor:
+    """2 (2y - 1) f(x), whose mean is E_data f - E_model f (Arjovsky, Chintala & Bottou 2017, Eq. 2)."""
+    return 2 * (2 * draw["y"] - 1) * critic(draw)
+
+
+@dataclass(frozen=True)
+class GradientPenalized:
+    """critic_gap - weight (|df/dx| - 1)^2 on lines between data and samples (Gulrajani et al. 2017, Eq. 3)."""
+
+    weight: float = 10.0
+
+    def __call__(self, draw: Any) -> Tensor:
+        real, generated = (
+            draw["x"].detach().chunk(2, -2)
+        )  # the pair's plate holds the data first (pairs/adversarial.py)
+        between = torch.lerp(real, generated, torch.rand_like(real[..., :1])).requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(critic(draw, x=between).sum(), between, create_graph=True)
+        penalty = (slope.square().sum(-1).add(1e-12).sqrt() - 1).square()
+        return critic_gap(draw) - self.weight * torch.cat([penalty, penalty], -1)
+
+
+@dataclass(frozen=True)
+class FGan:
+    """2 y T(x) - 2 (1 - y) f*(T(x)), T = g_f(critic): the variational bound on D_f (Nowozin et al. 2016, Eq. 6)."""
+
+    divergence: str
+
+    def __post_init__(self) -> None:
+        f_divergence(self.divergence)  # an unknown name is refused here
+
+    def __call__(self, draw: Any) -> Tensor:
+        divergence: FDivergence = f_divergence(self.divergence)
+        log_odds = critic(draw)
+        on_data, on_generated = divergence.activation(log_odds), divergence.conjugate_of_activation(log_odds)
+        return 2 * torch.where(draw["y"] > 0, on_data, -on_generated)
+
+
+@dataclass(frozen=True)
+class Mmd:
+    """-MMD^2 between data and samples, unbiased, over a mixture of Gaussian kernels (Li, Swersky & Zemel 2015); ().
+
+    The widths are the given fractions of the root mean squared distance of the data. It couples the rows of a batch.
+    """
+
+    widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
+    couples_data: bool = field(default=True, repr=False)
+
+    def __call__(self, draw: Any) -> Tensor:
+        real, generated = draw["x"].chunk(2, -2)
+        scale = (2 * real.detach().var(-2).sum()).sqrt()
+        return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
+
+
+# -- networks named psi: constraints, baselines, adversaries -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """f(x), the psi network of this name."""
+
+    network: str
+
+    def __call__(self, draw: Any) -> Tensor:
+        return draw.network(self.network)(draw["x"])
+
+    def __str__(self) -> str:
+        return self.network
+
+
+def baseline_fit(draw: Any) -> Tensor:
+    """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014, Eq. 8)."""
+    baseline, signal = draw.network("baseline"), elbo(draw).detach()
+    error = signal - baseline(draw["x"])
+    baseline.track(signal)
+    return -error.square()
+
+
+@dataclass(frozen=True)
+class Discriminate:
+    """log sigma((2y - 1) f(x)): tell the data (y = 1) from dreams (y = 0) with the psi network of this name."""
+
+    network: str = "critic"
+
+    def __call__(self, draw: Any) -> Tensor:
+        return torch.nn.functional.logsigmoid((2 * draw["y"] - 1) * draw.network(self.network)(draw["x"]))
+
+
+@dataclass(frozen=True)
+class Activated:
+    """2 q^r(y=0|x) elbo: the elbo, activated by how real x looks (Hu et al. 2018, Eq. 17, without its factor 1/2)."""
+
+    network: str = "critic"
+
+    def __call__(self, draw: Any) -> Tensor:
+        return 2 * torch.sigmoid(draw.network(self.network)(draw["x"])).detach() * elbo(draw)
+
+
+# -- combinations ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Negative:
+    """-objective: descend what another phase climbs."""
+
+    objective: Objective
+
+    def __call__(self, draw: Any) -> Tensor:
+        return -self.objective(draw)
+
+    def __str__(self) -> str:
+        return f"-{name_of(self.objective)}"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """alpha * objective."""
+
+    objective: Objective
+    alpha: float
+
+    def __call__(self, draw: Any) -> Tensor:
+        return self.alpha * self.objective(draw)
+
+    def __str__(self) -> str:
+        return f"{self.alpha:g} {name_of(self.objective)}"
+
+
+@dataclass(frozen=True)
+class OnGenerated:
+    """2 (1 - y) objective: its mean is the expectation over generated rows alone."""
+
+    objective: Objective
+
+    def __call__(self, draw: Any) -> Tensor:
+        return 2 * (1 - draw["y"]) * self.objective(draw)
+
+    def __str__(self) -> str:
+        return f"generated {name_of(self.objective)}"
+
+
+@dataclass(frozen=True)
+class OnlyGenerated:
+    """The objective where y = 0, -inf where y = 1: a log-weight that leaves the data out."""
+
+    objective: Objective
+
+    def __call__(self, draw: Any) -> Tensor:
+        return torch.where(draw["y"] > 0, -math.inf, self.objective(draw))
+
+    def __str__(self) -> str:
+        return f"generated {name_of(self.objective)}"

@@ -1,0 +1,127 @@
+"""The pair: a generative program p_theta(z, x), an inference program q_phi(z|x), and named networks psi.
+
+Conventions that every engine relies on:
+
+* The arguments of ``model`` and ``guide`` are data, named as the sites that observe them (``def forward(self, x)`` with
+  ``pyro.sample("x", ..., obs=x)``). In the sleep phase the dreamt value of a site takes its argument's place; an argument
+  that no site is named after is a covariate and stays.
+* ``pyro.plate("data", len(x))`` makes the rows of a batch independent: densities are then per datum, (N,). A program
+  without that plate is one datum, whatever plates it has inside: densities are ().
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+__all__ = ["Pair", "PairError", "nearest"]
+
+pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
+
+
+class PairError(ValueError):
+    """A routine and a pair, or the two programs of a pair, do not fit; the sentence names the site and a remedy."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ", did you mean ...?" or the list of valid names, to end an error message."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names) or 'none'}"
+
+
+class Pair(nn.Module):
+    """A model, a guide and named networks over disjoint parameter groups theta, phi, psi.
+
+    ``model``, ``guide``: Pyro programs (``PyroModule`` or any callable) of the same data arguments; a guide of ``None`` is
+    the empty program. ``psi``: named networks, such as a critic or a baseline. ``batch_plate``: the name of the plate that
+    holds the rows of a batch. ``likelihood`` says what log p(x) can be had: ``"exact"``, ``"bound"`` or ``"none"``.
+
+    A parameter in two groups is refused with a ``PairError`` that names it.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None = None,
+        psi: Mapping[str, nn.Module] | None = None,
+        *,
+        likelihood: str = "bound",
+        batch_plate: str = "data",
+    ) -> None:
+        super().__init__()
+        if likelihood not in ("exact", "bound", "none"):
+            raise ValueError(f"likelihood={likelihood!r}: {nearest(likelihood, ('exact', 'bound', 'none'))}")
+        self.model = model
+        self.guide = guide if guide is not None else _nothing
+        self.psi = nn.ModuleDict(psi or {})
+        self.likelihood = likelihood
+        self.batch_plate = batch_plate
+        self.chains: dict[str, Tensor] = {}  # the persistent chains of ``Chain(..., persistent=True)``
+        self.layout: Any = None  # how the plates nest, probed by the engine once
+        self.checked: set[Any] = set()  # the routines that have been checked against this pair
+        self.arguments = _arguments(self.model)
+        self.guide_arguments = self.arguments if self.guide is _nothing else _arguments(self.guide)
+        foreign = [name for name in self.guide_arguments if name not in self.arguments]
+        if foreign:
+            raise PairError(f"guide argument {foreign[0]!r} is not one of the model's: {', '.join(self.arguments)}")
+        owner: dict[int, str] = {}
+        for group in ("theta", "phi", "psi"):
+            for name, parameter in self.named_group(group):
+                other = owner.setdefault(id(parameter), group)
+                if other != group:
+                    raise PairError(f"parameter {name!r} belongs to both {other} and {group}; give each its own copy")
+
+    def _program(self, group: str) -> Any:
+        return {"theta": self.model, "phi": self.guide, "psi": self.psi}[group]
+
+    def named_group(self, group: str) -> list[tuple[str, nn.Parameter]]:
+        """Return the (name, parameter) of ``"theta"``, ``"phi"`` or ``"psi"``."""
+        program = self._program(group)
+        return list(program.named_parameters()) if isinstance(program, nn.Module) else []
+
+    def group(self, *groups: str) -> list[nn.Parameter]:
+        """Return the parameters of the named groups, in order."""
+        return [parameter for group in groups for _, parameter in self.named_group(group)]
+
+    def group_buffers(self, group: str) -> list[Tensor]:
+        """Return the buffers of the group's modules."""
+        program = self._program(group)
+        return list(program.buffers()) if isinstance(program, nn.Module) else []
+
+    def bind(self, x: Any) -> dict[str, Any]:
+        """Name a batch by the model's arguments: a tensor, a tuple in order, or a dict by name."""
+        if isinstance(x, Mapping):
+            data = dict(x)
+        else:
+            values = x if isinstance(x, tuple) else (x,)
+            data = dict(zip(self.arguments, values, strict=False))
+            if len(values) > len(self.arguments):
+                raise PairError(f"the model takes {', '.join(self.arguments) or 'no data'}; got {len(values)} values")
+        for name in data:
+            if name not in self.arguments:
+                raise PairError(f"data {name!r} is no argument of the model; {nearest(name, self.arguments)}")
+        return data
+
+    def network(self, name: str) -> nn.Module:
+        """Return the psi network of this name."""
+        if name not in self.psi:
+            raise PairError(
+                f"the routine reads the network {name!r} of psi, which this pair lacks; {nearest(name, self.psi)}"
+            )
+        return self.psi[name]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Infer nothing: the guide of a pair without latents."""
+
+
+def _arguments(program: Any) -> tuple[str, ...]:
+    function = program.forward if isinstance(program, nn.Module) else program
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds)

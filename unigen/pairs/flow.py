@@ -1,0 +1,77 @@
+"""The flow: x = f_K(... f_1(z)), z ~ N(0, I), a Pyro ``TransformedDistribution`` with an empty guide.
+
+log p(x) = log N(z; 0, I) - sum_k log |det df_k/dz_{k-1}|, exact (Dinh, Krueger & Bengio 2015; Dinh et al. 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import transforms
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from unigen.pair import Pair, nearest
+
+__all__ = ["FLOWS", "FlowModel", "flow"]
+
+FLOWS = ("affine_coupling", "affine_autoregressive")
+
+
+class FlowModel(PyroModule):
+    """p_theta(x) for rows x (N, D), a composition of Pyro transforms.
+
+    ``shift``, ``scale`` (D,): a fixed affine map after the transforms, so that they see data of unit size.
+    """
+
+    def __init__(self, steps: list[nn.Module], fixed: Sequence[object], shift: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self._fixed = fixed  # one permutation (or None) before each step
+        self.register_buffer("shift", shift.clone())
+        self.register_buffer("scale", scale.clone())
+
+    def distribution(self) -> dist.TransformedDistribution:
+        """Return the distribution of one row; its transforms' caches are cleared, weights may have moved."""
+        chain: list[object] = []
+        for permutation, step in zip(self._fixed, self.steps, strict=True):
+            step.clear_cache()  # type: ignore[operator]
+            chain += [permutation, step] if permutation is not None else [step]
+        chain.append(transforms.AffineTransform(self.shift, self.scale, event_dim=1))
+        base = dist.Normal(torch.zeros_like(self.shift), torch.ones_like(self.scale)).to_event(1)
+        return dist.TransformedDistribution(base, chain)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", self.distribution(), obs=x)
+
+
+def flow(
+    dimension: int,
+    *,
+    kind: str = "affine_coupling",
+    steps: int = 6,
+    hidden: tuple[int, ...] = (64, 64),
+    start: Tensor | None = None,
+    seed: int = 0,
+) -> Pair:
+    """Return a flow over rows (N, dimension), its weights a pure function of ``seed``; log p(x) is exact.
+
+    ``kind``: one of ``FLOWS``. ``start``: training rows, whose mean and standard deviation normalize the data.
+    """
+    if kind not in FLOWS:
+        raise ValueError(f"no flow {kind!r}; {nearest(kind, FLOWS)}")
+    if dimension < 2:
+        raise ValueError(f"a flow of this family needs at least two dimensions; got {dimension}")
+    build = getattr(transforms, kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [build(dimension, hidden_dims=list(hidden)) for _ in range(steps)]
+    reverse = transforms.Permute(torch.arange(dimension - 1, -1, -1))
+    fixed = [None if index == 0 else reverse for index in range(steps)]
+    shift = torch.zeros(dimension) if start is None else start.mean(0)
+    scale = torch.ones(dimension) if start is None else start.std(0).clamp_min(1e-3)
+    return Pair(FlowModel(layers, fixed, shift, scale), likelihood="exact")

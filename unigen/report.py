@@ -1,0 +1,270 @@
+"""The report of `unigen compare`: one HTML page that opens offline, from whatever a run directory holds.
+
+The page loads nothing: styles are inline, pictures are data URIs, charts are SVG drawn from the geometry of
+`unigen.figures`. Every string goes through the template's escaping, and a link is kept only if it is http or https.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from unigen.figures import Panel, Series, averaged, number, panel, thinned, worth_showing
+from unigen.results import Run, announced, as_mapping, as_number, as_sequence, as_text, read_config, read_runs
+from unigen.tables import table, table_markdown, tabulate
+
+__all__ = ["read_runs", "render", "table", "table_markdown"]
+
+COLORS = 8  # the palette of the template
+OPERATORS = ("max", "min", "sup", "inf", "argmax", "argmin", "KL", "MMD")
+DASH = "\N{EN DASH}"
+
+
+def render(directory: str | Path) -> Path:
+    """Write DIR/report.html, one file that opens offline, from whatever is in DIR, and return its path.
+
+    Raises FileNotFoundError where DIR holds no comparison at all.
+    """
+    import jinja2
+
+    directory = Path(directory)
+    runs, config = read_runs(directory), read_config(directory)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("report.html.j2").render(_page(config, runs))
+    path, partial = directory / "report.html", directory / ".report.html.partial"
+    partial.write_text(html, encoding="utf-8", errors="replace")
+    os.replace(partial, path)
+    return path
+
+
+def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """Everything the template shows, as plain strings, numbers, lists and panels."""
+    described = announced(config)
+    slugs = list(dict.fromkeys(run.slug for run in runs))
+    data = as_mapping(config.get("data"))
+    unfinished = [run for run in runs if run.status != "complete"]
+    results = tabulate(runs)
+    routines = [_routine(index, slug, name, described.get(slug, {}), [run for run in runs if run.slug == slug])
+                for index, (slug, name) in enumerate(zip(slugs, results.names, strict=True))]  # fmt: skip
+    keys = {routine["slug"]: routine["key"] for routine in routines}
+    return {
+        "title": f"{_count(len(slugs), 'learning algorithm').capitalize()} on {as_text(data.get('name')) or 'unnamed data'}",
+        "summary": _summary(config, data, runs),
+        "unfinished": [
+            {"run": f"{keys[run.slug]}, seed {run.seed}", "status": run.status, "why": _why(run)} for run in unfinished
+        ],  # fmt: skip
+        "total": len(runs),
+        "results": results,
+        "keys": list(keys.values()),
+        "seeds": len({run.seed for run in runs}),
+        "curves": _curves(keys, runs),
+        "drawn": [key for slug, key in keys.items() if any(run.slug == slug and run.evaluations for run in runs)],
+        "hollow": [key for slug, key in keys.items() if any(run.slug == slug and run.kind == "exact" for run in runs)],
+        "routines": routines,
+        "per_seed": [_seed_row(keys[run.slug], run) for run in runs],
+        "command": as_text(config.get("command")),
+        "created": _date(as_text(config.get("created"))),
+        "unigen": as_text(config.get("unigen")),
+        "environment": _environment(config),
+        "hashes": [("data", "fingerprint", as_text(data.get("fingerprint")))] * bool(data.get("fingerprint"))
+        + [(kind, label, value) for kind in ("weights", "order") for label, value in _hashes(config, kind)],
+    }
+
+
+def _routine(index: int, slug: str, name: str, entry: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """One routine: what it is, its first pictures, and one panel for each value that its phases climb."""
+    entry = entry or next((found for run in runs if (found := as_mapping(run.config.get("routine")))), {})
+    url = as_text(entry.get("url"))
+    try:
+        parts = urlsplit(url)
+        safe = parts.scheme in ("http", "https") and bool(parts.netloc)
+    except ValueError:
+        safe = False
+    panels = []
+    for value in dict.fromkeys(value for run in runs for value in run.values):
+        lines = {run: [(s, s, v) for s, _, v in run.values[value]] for run in runs if value in run.values}
+        series = _seeds_and_mean(value, lines, index % COLORS)
+        y_range = worth_showing(series)
+        panels.append(
+            panel(
+                series,
+                title=re.sub(r"^(\d+) ", r"phase \1: ", value),
+                width=270,
+                height=165,
+                y_range=y_range,
+                tick_count=4,
+                x_label="step",
+            )
+        )
+    phases = [as_mapping(phase) for phase in as_sequence(entry.get("phases"))]
+    return {
+        "slug": slug,
+        "anchor": f"routine-{index + 1}",
+        "color": index % COLORS,
+        "key": name,
+        "title": as_text(entry.get("title")) or name,
+        "citation": as_text(entry.get("citation")),
+        "url": url if safe else "",
+        "formula": _typeset(as_text(entry.get("formula"))),
+        "summary": as_text(entry.get("summary")),
+        "phases": [(as_text(phase.get("words")), _typeset(as_text(phase.get("formula")))) for phase in phases],
+        "facts": [(k, as_text(entry[k])) for k in ("pair", "optimizer") if entry.get(k)],
+        "panels": [found for found in panels if found],
+        "status": "" if any(run.status == "complete" for run in runs) else " and ".join({r.status: 0 for r in runs}),
+        "samples": _first(runs, "samples"),
+        "reconstructions": _first(runs, "reconstructions"),
+    }
+
+
+def _first(runs: Sequence[Run], attribute: str) -> tuple[str, str]:
+    """The picture of the first seed that has a whole one, and that seed."""
+    return next(((getattr(run, attribute), run.seed) for run in runs if getattr(run, attribute)), ("", ""))
+
+
+def _seeds_and_mean(
+    name: str, lines: dict[Run, list[tuple[float, float, float]]], color: int, hollow: bool = False
+) -> list[Series]:
+    """A thin line for each seed and a thick one for the mean of the complete ones; one seed alone is its own mean."""
+
+    def draw(points: list[tuple[float, float, float]]) -> tuple[tuple[float, float], ...]:
+        return tuple(thinned([(x, y) for _, x, y in points]))
+
+    whole = [points for run, points in lines.items() if run.status == "complete"] or list(lines.values())
+    seeds = [Series(f"{name}, seed {run.seed}", draw(points), color, True) for run, points in lines.items()]
+    mean = draw(averaged(whole))
+    return [*(seeds if len(seeds) > 1 else []), Series(name, mean, color, hollow=hollow, marked=len(mean) <= 40)]
+
+
+def _curves(keys: dict[str, str], runs: Sequence[Run]) -> list[Panel]:
+    """Test log-likelihood against steps and against seconds: seeds are thin lines, their mean a thick one."""
+    panels = []
+    for label, column in (("steps", 0), ("seconds of training", 1)):
+        series = []
+        for index, (slug, key) in enumerate(keys.items()):
+            lines = {run: [(e[0], e[column], e[2]) for e in run.evaluations]
+                     for run in runs if run.slug == slug and run.evaluations}  # fmt: skip
+            series += _seeds_and_mean(key, lines, index % COLORS, any(run.kind == "exact" for run in lines))
+        y_range = worth_showing([line for line in series if not line.faint])
+        y_label = "test log-likelihood (nats)"
+        panels.append(panel(series, x_label=label, y_label=y_label, y_range=y_range, title=f"against {label}"))
+    return [found for found in panels if found]
+
+
+def _summary(config: dict[str, Any], data: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, list[str], Any]]:
+    """Five lines: (term, phrases, hashes)."""
+    networks, budget = as_mapping(config.get("networks")), as_mapping(config.get("budget"))
+    shape, hidden = as_sequence(data.get("shape")), as_sequence(networks.get("hidden"))
+    counts = ((data.get("n_train"), "training data"), (data.get("n_test"), "test data"))
+    parameters = as_mapping(networks.get("parameters"))
+    complete = sum(run.status == "complete" for run in runs)
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    lines = [
+        ("Data", [as_text(data.get("name")), as_text(data.get("citation")), " × ".join(map(as_text, shape)),
+                  *(f"{_whole(n)} {what}" for n, what in counts if n is not None),
+                  _say("binarization: {}", data.get("binarization"))]),
+        ("Networks", [as_text(networks.get("kind")),
+                      _say("hidden {}", "-".join(map(as_text, hidden)) or networks.get("hidden")),
+                      _say("latent dimension {}", networks.get("latent")), as_text(networks.get("activation")),
+                      _say("{} likelihood", config.get("likelihood")),
+                      _say("parameters: {}", ", ".join(f"{_greek(g)} {_whole(n)}" for g, n in parameters.items()))]),
+        ("Budget", [*(f"{_whole(n)} {unit}" for unit, n in budget.items() if n is not None),
+                    _say("batches of {}", config.get("batch_size")), "the same for every routine" if budget else ""]),
+        ("Seeds", [", ".join(seeds), f"{complete} of {_count(len(runs), 'run')} complete"]),
+    ]  # fmt: skip
+    start = [(what, found) for kind, what in (("weights", "initial weights"), ("order", "order of data"))
+             if (found := _hashes(config, kind))]  # fmt: skip
+    said = "every routine starts from the same initial weights and reads the data in the same order"
+    lines.append(("Same start", [said if start else "no hashes recorded"]))
+    return [(term, [p for p in phrases if p], start if term == "Same start" else []) for term, phrases in lines]
+
+
+def _hashes(config: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+    """(label, hash) of config["hashes"][kind], however deep it is nested."""
+    pending: list[tuple[str, object]] = [("", as_mapping(config.get("hashes")).get(kind))]
+    found = []
+    while pending:
+        label, value = pending.pop(0)
+        if isinstance(value, dict):
+            pending = [(f"{label} {k}".strip() if label else f"seed {k}", v) for k, v in value.items()] + pending
+        elif value is not None:
+            found.append((label, as_text(value)))
+    return found
+
+
+def _environment(config: dict[str, Any]) -> list[tuple[str, str]]:
+    versions = as_mapping(config.get("versions")) or {"versions": config.get("versions")}
+    rest = {name: config.get(name) for name in ("device", "threads", "platform")}
+    known = {"unigen": config.get("unigen"), **versions, **rest}
+    return [(name, as_text(value)) for name, value in known.items() if value is not None]
+
+
+def _seed_row(key: str, run: Run) -> dict[str, Any]:
+    likelihood = as_mapping(run.result.get("log_likelihood"))
+    value, error, kind = (likelihood.get(name) for name in ("value", "standard_error", "kind"))
+    value, error, seconds = as_number(value), as_number(error), as_number(run.result.get("seconds"))
+    text = DASH if value is None else number(value, 2) + (f" ± {number(error, 2)}" if error is not None else "")
+    return {
+        "routine": key,
+        "seed": run.seed,
+        "status": run.status,
+        "steps": DASH if run.step is None else _whole(run.step),
+        "seconds": DASH if seconds is None else number(seconds, 1),
+        "log_likelihood": text if kind != "none" else "implicit: none",
+        "kind": as_text(kind) if value is not None and kind != "none" else "",
+        "why": _why(run),
+    }
+
+
+def _why(run: Run) -> str:
+    if run.error or run.status in ("complete", "not started"):
+        return run.error
+    if run.status == "failed":
+        return "no reason recorded"
+    return "no result.json that can be read" + (
+        f"; last record at step {_whole(run.step)}" if run.step is not None else ""
+    )
+
+
+def _say(template: str, value: object) -> str:
+    return template.format(as_text(value)) if value not in (None, "", [], {}) else ""
+
+
+def _whole(value: object) -> str:
+    found = as_number(value)
+    return as_text(value) if found is None else f"{found:,.0f}" if found.is_integer() else f"{found:g}"
+
+
+def _count(count: int, noun: str) -> str:
+    words = "no one two three four five six seven eight nine ten eleven twelve".split()
+    return f"{words[count] if count < len(words) else count} {noun}" + ("" if count == 1 else "s")
+
+
+def _date(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.day} {moment:%B %Y, %H:%M}" + (f" {moment.tzname()}" if moment.tzinfo else "")
+
+
+def _typeset(formula: str) -> list[tuple[str, str]]:
+    """Split a plain formula into (tag, text): indices such as z_k and max_{θ,φ} become "sub", powers after ^ "sup".
+
+    An underscore inside a name (log_q_reversed) is part of the name: an index follows one letter, a bracket or an operator.
+    """
+    parts, end = [], 0
+    for match in re.finditer(r"([_^])(?:\{([^{}]*)\}|((?<=E_)[pq]\([^()]*\)|[^\W_]+|[−-]\d+))", formula):
+        name = re.search(r"\w*$", formula[: match.start()])
+        if match[1] == "_" and name and len(name[0]) > 1 and name[0] not in OPERATORS:
+            continue
+        parts += [("", formula[end : match.start()]), ("sub" if match[1] == "_" else "sup", match[2] or match[3] or "")]
+        end = match.end()
+    return [(tag, text) for tag, text in [*parts, ("", formula[end:])] if text]
+
+
+def _greek(name: str) -> str:
+    return {"theta": "θ", "phi": "φ", "psi": "ψ"}.get(name, name)

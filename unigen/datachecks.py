@@ -1,0 +1,83 @@
+"""Checks of what a user hands over as data: rows, counts and names. Every error is one sentence with a remedy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["DataError", "check", "check_options", "integer", "nearest"]
+
+_BINARIZATIONS = ("none", "static", "dynamic")
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or unfit; the message names the remedy."""
+
+
+def check(x: Tensor, name: str, *, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """Return `x` if it is a float32 tensor (N, D) of finite values in [low, high], with N and D at least 1.
+
+    Arguments:
+        x: the rows.
+        name: how an error calls them.
+        low, high: the least and the greatest value allowed.
+
+    Raises:
+        DataError: saying what was found, what was expected and what would mend it.
+    """
+    if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        got = f"of dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise DataError(
+            f"{name} is {got}, expected a float32 tensor: convert it by torch.as_tensor(x, dtype=torch.float32)."
+        )
+    if x.dim() != 2 or x.numel() == 0:
+        raise DataError(
+            f"{name} has shape {tuple(x.shape)}, expected (N, D) with at least one row: flatten each datum."
+        )
+    least, greatest = (float(value) for value in x.aminmax())
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        bad = int((~x.isfinite()).any(1).sum())
+        raise DataError(
+            f"{name} has NaN or infinite values in {bad} of {len(x)} rows, expected finite ones: drop those rows."
+        )
+    if least < low or greatest > high:
+        got = f"[{least:g}, {greatest:g}]"
+        raise DataError(
+            f"{name} has values in {got}, expected [{low:g}, {high:g}]: rescale them, as in x / 255 for 8-bit images."
+        )
+    return x
+
+
+def check_options(name: str, binarization: str, dequantize: bool, levels: int | None) -> None:
+    """Refuse options that do not fit together or do not fit the data."""
+    if binarization not in _BINARIZATIONS:
+        guess = nearest(binarization, _BINARIZATIONS)
+        raise ValueError(
+            f"Unknown binarization {binarization!r}: did you mean {guess!r} ({', '.join(_BINARIZATIONS)})?"
+        )
+    if dequantize and binarization != "none":
+        raise ValueError(f"{name} cannot be both dequantized and binarized ({binarization}): choose one.")
+    if dequantize and (levels is None or levels < 3):
+        raise ValueError(f"{name} has levels={levels}, expected grey levels to dequantize: set dequantize=False.")
+
+
+def integer(name: str, value: int, low: int, high: int | None = None, why: str = "") -> int:
+    """Return `value` as an int in [low, high], or say in a ValueError what it should have been."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        bounds = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}{why}"
+        raise ValueError(f"{name} is {value!r}, expected {bounds}.")
+    return number
+
+
+def nearest(value: object, names: Iterable[str]) -> str:
+    """Return the name that is most like `value`."""
+    return difflib.get_close_matches(str(value).lower(), list(names), n=1, cutoff=0.0)[0]

@@ -119,12 +119,12 @@ class Programs:
         program = self.pair.model if which == "model" else self.pair.guide
         names = self.pair.arguments if which == "model" else self.pair.guide_arguments
         arguments = {name: data[name] for name in names if name in data}
+        nesting = 0 if particles is None else self.layout(data).nesting  # before _Record, which would record the probe
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
             record = stack.enter_context(_Record(values or {}, dream, detach))
             if particles is not None:
-                dim = -1 - self.layout(data).nesting
-                stack.enter_context(pyro.plate("_particles", particles, dim=dim))
+                stack.enter_context(pyro.plate("_particles", particles, dim=-1 - nesting))
             if frozen and isinstance(program, torch.nn.Module):
                 fixed = {name: parameter.detach() for name, parameter in program.named_parameters()}
                 torch.func.functional_call(program, fixed, (), arguments)

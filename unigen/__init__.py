@@ -20,6 +20,7 @@ from unigen.phases import (
     Tilted,
     Wake,
 )
+from unigen.training import fit
 
 __all__ = [
     "PHI",
@@ -40,6 +41,7 @@ __all__ = [
     "StickingTheLanding",
     "Tilted",
     "Wake",
+    "fit",
     "routines",
 ]
 

@@ -11,6 +11,7 @@ Conventions that every engine relies on:
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +64,7 @@ class Pair(nn.Module):
         self.likelihood = likelihood
         self.batch_plate = batch_plate
         self.chains: dict[str, Tensor] = {}  # the persistent chains of ``Chain(..., persistent=True)``
+        self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.arguments = _arguments(self.model)
@@ -87,12 +89,30 @@ class Pair(nn.Module):
 
     def group(self, *groups: str) -> list[nn.Parameter]:
         """Return the parameters of the named groups, in order."""
-        return [parameter for group in groups for _, parameter in self.named_group(group)]
+        return [parameter for group in groups for parameter in self._tensors(group)[0]]
 
-    def group_buffers(self, group: str) -> list[Tensor]:
-        """Return the buffers of the group's modules."""
-        program = self._program(group)
-        return list(program.buffers()) if isinstance(program, nn.Module) else []
+    def group_buffers(self, *groups: str) -> list[Tensor]:
+        """Return the buffers of the named groups' modules."""
+        return [buffer for group in groups for buffer in self._tensors(group)[1]]
+
+    def _tensors(self, group: str) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Walk a group's modules once: an engine asks for them in every phase."""
+        if group not in self._walked:
+            program = self._program(group)
+            buffers = list(program.buffers()) if isinstance(program, nn.Module) else []
+            self._walked[group] = ([parameter for _, parameter in self.named_group(group)], buffers)
+        return self._walked[group]
+
+    def _apply(self, *arguments: Any, **named: Any) -> Any:
+        self._walked.clear()  # moving to a device or dtype may replace tensors
+        return super()._apply(*arguments, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
+        same = self.__class__.__new__(self.__class__)
+        memo[id(self)] = same
+        same.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_walked"})
+        same._walked = {}
+        return same
 
     def bind(self, x: Any) -> dict[str, Any]:
         """Name a batch by the model's arguments: a tensor, a tuple in order, or a dict by name."""

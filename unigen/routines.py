@@ -295,7 +295,11 @@ def iwgan(k: int = 5) -> Phases:
 # -- constraints, energies, the standard equation ----------------------------------------------------------------------
 
 
-@declare("Ganchev et al. 2010; Hu et al. 2018b", "https://arxiv.org/abs/1806.09764", ("latent", "sigmoid_belief"))
+@declare(
+    "Ganchev et al. 2010; Hu et al. 2018b",
+    "https://arxiv.org/abs/1806.09764",
+    ("latent", "sigmoid_belief", "mixture", "flow", "adversarial"),
+)
 def posterior_regularization(
     f: Objective | str = "constraint",
     alpha: float = 1.0,

@@ -198,7 +198,7 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
         if group not in optimizers and not phase.solve:
             raise PairError(f"the phase '{phase}' moves {group}, for which there is no optimizer")
     moved = pair.group(*phase.move)
-    kept = [b for group in ("theta", "phi", "psi") if group not in phase.move for b in pair.group_buffers(group)]
+    kept = pair.group_buffers(*(group for group in ("theta", "phi", "psi") if group not in phase.move))
     before = [b.clone() for b in kept]
     if phase.solve:
         value = _solve(phase, pair, x)

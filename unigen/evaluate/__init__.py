@@ -1,5 +1,7 @@
-"""One evaluator for every routine: so far, of samples (`samples`)."""
+"""One evaluator for every routine: likelihood, samples, and what a pair makes."""
 
+from unigen.evaluate.dreams import Samples, reconstruct, sample
+from unigen.evaluate.likelihood import LogLikelihood, isolated, log_likelihood
 from unigen.evaluate.samples import (
     Classifier,
     Coverage,
@@ -16,12 +18,18 @@ from unigen.evaluate.samples import (
 __all__ = [
     "Classifier",
     "Coverage",
+    "LogLikelihood",
     "MixtureMetrics",
     "NearestRows",
     "SampleDistance",
+    "Samples",
     "class_coverage",
+    "isolated",
+    "log_likelihood",
     "mixture_metrics",
     "nearest_rows",
+    "reconstruct",
+    "sample",
     "sample_distance",
     "train_classifier",
 ]

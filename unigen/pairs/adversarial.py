@@ -33,7 +33,7 @@ class AdversarialModel(PyroModule):
         rows = len(x)
         with pyro.plate("data", 2 * rows):
             pyro.sample("y", Stratified.of(x))
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0, validate_args=False).to_event(1))
             generated = self.likelihood.mean(self.generator(z[..., rows:, :]))  # rows with y = 1 need no G(z)
             pyro.sample("x", Implicit(torch.cat([x.expand(generated.shape), generated], -2)))
 
@@ -47,7 +47,7 @@ class Discriminator(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", x.shape[-2]):
-            pyro.sample("y", dist.Bernoulli(logits=self.head(self.trunk(x)).squeeze(-1)))
+            pyro.sample("y", dist.Bernoulli(logits=self.head(self.trunk(x)).squeeze(-1), validate_args=False))
 
 
 def adversarial(

@@ -32,7 +32,7 @@ class LatentModel(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0, validate_args=False).to_event(1))
             pyro.sample("x", self.likelihood.distribution(self.generator(z)), obs=x)
 
 
@@ -47,7 +47,7 @@ class LatentGuide(PyroModule):
         with pyro.plate("data", len(x)):
             loc, raw = self.head(self.trunk(x)).chunk(2, -1)
             # softplus, not exp: wake-sleep trains the guide on dreams alone, and exp explodes off them
-            pyro.sample("z", dist.Normal(loc, softplus(raw + UNIT) + SMALLEST_SCALE).to_event(1))
+            pyro.sample("z", dist.Normal(loc, softplus(raw + UNIT) + SMALLEST_SCALE, validate_args=False).to_event(1))
 
 
 def latent(

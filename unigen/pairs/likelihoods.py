@@ -49,6 +49,10 @@ class DiscretizedLogistic(dist.TorchDistribution):
         first, last = logsigmoid(upper), -softplus(lower)
         return torch.where(value < half, first, torch.where(value > 1 - half, last, inside))
 
+    @property
+    def mean(self) -> Tensor:
+        return self.loc  # of the logistic before rounding
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

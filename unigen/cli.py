@@ -1,0 +1,237 @@
+"""The command ``unigen``: compare, train, sample, report, list.
+
+Exit codes: 0 done, 1 a run failed, 2 a wrong setting, 3 data that cannot be had, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from unigen.compare import (
+    PAIRS,
+    Arm,
+    Common,
+    Plan,
+    Settings,
+    UsageError,
+    announcements,
+    build_pair,
+    compare,
+    plan,
+)
+from unigen.data import NAMES, DataError
+from unigen.evaluate import sample
+from unigen.pair import nearest
+from unigen.report import render, table
+from unigen.routines import catalogue
+from unigen.runs import load_weights, save_grid, save_scatter
+
+__all__ = ["main"]
+
+
+@dataclass
+class Train(Common):
+    """Train one routine; the directory is that of a comparison with one routine and one seed."""
+
+    routine: str = "vae"
+    """The routine, with settings where wanted: "iwae(50)"."""
+    seed: int = 0
+    """Decides initial weights, data order and noise."""
+
+
+@dataclass
+class Sample:
+    """Draw samples from a trained run."""
+
+    directory: tyro.conf.Positional[str]
+    """Directory of a comparison."""
+    routine: str | None = None
+    """Which routine (default: the first)."""
+    seed: int | None = None
+    """Which seed's run (default: the first)."""
+    n: int = 100
+    """How many samples."""
+    noise: int = 0
+    """Seed of the samples."""
+    out: str | None = None
+    """Writes OUT.png and OUT.safetensors (default: samples-ROUTINE beside the directory's report)."""
+
+
+@dataclass
+class Report:
+    """Write report.html of a comparison again, from whatever is there, and print its table."""
+
+    directory: tyro.conf.Positional[str]
+    """Directory of a comparison."""
+
+
+@dataclass
+class List:
+    """List routines, pairs and data, with a line and a citation each."""
+
+    what: tyro.conf.Positional[str] = "all"
+    """routines, pairs, data or all."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(arguments)
+    except DataError as error:
+        print(f"unigen: {error}", file=sys.stderr)
+        code = 3
+    except UsageError as error:
+        print(f"unigen: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("unigen: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    commands = (
+        Annotated[Settings, tyro.conf.subcommand("compare")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[List, tyro.conf.subcommand("list")]
+    )
+    chosen: Any = tyro.cli(commands, prog="unigen", description=(__doc__ or "").split("\n")[0], args=arguments)
+    command = shlex.join(["unigen", *arguments])
+    if isinstance(chosen, Train):
+        common = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Common)}
+        return _compare(Settings(**common, routines=(chosen.routine,), seeds=(chosen.seed,)), command)
+    if isinstance(chosen, Settings):
+        return _compare(chosen, command)
+    if isinstance(chosen, Sample):
+        return _sample(chosen)
+    return _report(chosen) if isinstance(chosen, Report) else _list(chosen)
+
+
+def _compare(settings: Settings, command: str) -> int:
+    planned = plan(settings, command)
+    shown = sys.stderr.isatty() or "CI" not in os.environ
+    for line in announcements(planned):
+        print(line)
+    results = compare(planned, progress=shown)
+    page = render(planned.directory)
+    print(table(planned.directory))
+    print(f"report: {page}")
+    failed = [result for result in results if result["status"] != "complete"]
+    for result in failed:
+        print(f"unigen: {result['routine']}, seed {result['seed']} failed: {result['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _sample(chosen: Sample) -> int:
+    directory = Path(chosen.directory)
+    planned = _planned(directory)
+    names = [arm.name for arm in planned.arms]
+    if chosen.routine is not None and chosen.routine not in names:
+        raise UsageError(f"--routine {chosen.routine!r} is not in {directory}; {nearest(chosen.routine, names)}")
+    seeds = planned.settings.seeds
+    if chosen.seed is not None and chosen.seed not in seeds:
+        raise UsageError(f"--seed {chosen.seed} is not in {directory}; it has {' '.join(map(str, seeds))}")
+    if chosen.n < 1:
+        raise UsageError(f"--n must be at least 1; got {chosen.n}")
+    arm: Arm = next(arm for arm in planned.arms if chosen.routine in (None, arm.name))
+    seed = seeds[0] if chosen.seed is None else chosen.seed
+    weights = directory / arm.slug / f"seed-{seed}" / "weights.safetensors"
+    if not weights.is_file():
+        raise UsageError(f"{weights} is not there: that run is not complete; run the comparison again")
+    pair = build_pair(planned, arm, seed)
+    try:
+        load_weights(weights, pair)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    from safetensors.torch import save_file
+
+    made = sample(pair, chosen.n, planned.test, seed=chosen.noise)
+    out = Path(chosen.out) if chosen.out else directory / f"samples-{arm.slug}"
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} is not there")
+    save_file({"x": made.x.contiguous(), "mean": made.mean.contiguous()}, out.with_name(out.name + ".safetensors"))
+    picture = out.with_name(out.name + ".png")
+    if planned.dataset.shape == (2,):
+        save_scatter(picture, made.x, planned.dataset.test)
+    else:
+        save_grid(picture, made.mean, planned.dataset.shape)
+    print(f"{picture}\n{out}.safetensors")
+    return 0
+
+
+def _planned(directory: Path) -> Plan:
+    """Read a comparison's plan back from its config.json."""
+    path = directory / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        known = {f.name for f in dataclasses.fields(Settings)}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in known}
+        settings = Settings(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{directory} is no directory of a comparison: {path} is missing or not readable") from None
+    settings.out, settings.device = None, "cpu"
+    return plan(settings)
+
+
+def _report(chosen: Report) -> int:
+    directory = Path(chosen.directory)
+    try:
+        page = render(directory)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
+    print(table(directory))
+    print(f"report: {page}")
+    return 0
+
+
+_PAIR_LINES = {
+    "latent": "z ~ N(0, I), x ~ p(x|z); Gaussian guide (Kingma & Welling 2014)",
+    "sigmoid_belief": "binary layers and a recognition network (Neal 1992; Hinton et al. 1995)",
+    "mixture": "Gaussian or Bernoulli mixture; softmax guide (Dempster, Laird & Rubin 1977)",
+    "adversarial": "label y, implicit generator; the guide is the discriminator (Goodfellow et al. 2014; Hu et al. 2018)",
+    "rbm": "restricted Boltzmann machine, empty guide (Smolensky 1986; Hinton 2002)",
+    "flow": "invertible network, empty guide (Dinh, Krueger & Bengio 2015; Dinh et al. 2017)",
+}
+_DATA_LINES = {
+    "digits": "1797 handwritten digits of 8x8, embedded in scikit-learn (Alpaydin & Kaynak 1998)",
+    "mnist": "70,000 handwritten digits of 28x28 (LeCun et al. 1998)",
+    "binarized_mnist": "MNIST, binarized once (Salakhutdinov & Murray 2008; Larochelle & Murray 2011)",
+    "fashion_mnist": "70,000 pieces of clothing of 28x28 (Xiao, Rasul & Vollgraf 2017)",
+    "ring": "8 Gaussians on a circle (Metz et al. 2017; Lin et al. 2018)",
+    "grid": "25 Gaussians on a grid (Lin et al. 2018)",
+    "moons": "two interleaved arcs",
+    "checkerboard": "uniform on the dark squares",
+    "pinwheel": "five twisted arms (Johnson et al. 2016)",
+}
+
+
+def _list(chosen: List) -> int:
+    sections = ("routines", "pairs", "data")
+    if chosen.what not in (*sections, "all"):
+        raise UsageError(f"nothing to list under {chosen.what!r}; {nearest(chosen.what, (*sections, 'all'))}")
+    lines = {
+        "routines": {n: f"{r.summary} [{r.citation}; runs on {', '.join(r.pairs)}]" for n, r in catalogue().items()},
+        "pairs": {name: _PAIR_LINES[name] for name in PAIRS if name != "auto"},
+        "data": {name: _DATA_LINES[name] for name in NAMES},
+    }
+    for section in sections if chosen.what == "all" else (chosen.what,):
+        print(f"{section}:")
+        for name, line in lines[section].items():
+            print(f"  {name:<34} {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

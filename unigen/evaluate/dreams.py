@@ -1,0 +1,75 @@
+"""What a trained pair makes: samples of x, their means for the eye, and reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.engines.draw import Programs
+from unigen.engines.eager import draw
+from unigen.evaluate.likelihood import isolated
+from unigen.kernels import Gibbs
+from unigen.pair import Pair
+from unigen.pairs.rbm import BoltzmannMachine
+from unigen.phases import Wake
+
+__all__ = ["Samples", "reconstruct", "sample"]
+
+GIBBS_SWEEPS = 1000
+
+
+class Samples(tuple[Tensor, Tensor]):
+    """``x`` (n, D), samples of p(x), and ``mean`` (n, D), E[x|z] of each where the program has a latent, else x."""
+
+    @property
+    def x(self) -> Tensor:
+        return self[0]
+
+    @property
+    def mean(self) -> Tensor:
+        return self[1]
+
+
+@torch.no_grad()
+def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
+    """Draw n samples of the site x from the model; ``like`` (at least one row) gives dimension, dtype and device.
+
+    An RBM is sampled by 1000 sweeps of block Gibbs from random bits, which is approximate. Random streams outside are
+    untouched.
+    """
+    start = like.new_zeros((n, *like.shape[1:]))
+    with isolated(seed, like.device):
+        if isinstance(pair.model, BoltzmannMachine):
+            data: dict[str, Any] = {"x": torch.bernoulli(start + 0.5)}
+            for _ in range(GIBBS_SWEEPS):
+                data = Gibbs()(Programs(pair), data)
+            return Samples((data["x"], data["x"]))
+        sites = Programs(pair).run("model", {"x": start}, dream=True, detach=True)
+        site = sites["x"]
+        mean = _mean(site.fn, site.value)
+        if "y" in sites:  # an adversarial pair: keep what it generated
+            made = sites["y"].value < 0.5
+            return Samples((site.value[made], mean[made]))
+        return Samples((site.value, mean))
+
+
+@torch.no_grad()
+def reconstruct(pair: Pair, x: Tensor, seed: int = 0) -> Tensor | None:
+    """Return E[x|z] for z ~ q(z|x), (N, D), or None for a pair that infers no latent of x."""
+    with isolated(seed, x.device):
+        sample_of_z = draw(Wake(), Programs(pair), pair.bind(x))
+        latents = [name for name in sample_of_z.sites("guide") if name != "y"]
+        if not latents:
+            return None
+        site = sample_of_z.sites("model")["x"]
+        return _mean(site.fn, site.value)
+
+
+def _mean(fn: Any, value: Tensor) -> Tensor:
+    try:
+        mean = fn.mean
+    except (NotImplementedError, AttributeError):
+        return value
+    return mean.expand(value.shape)

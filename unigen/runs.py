@@ -1,0 +1,133 @@
+"""The files of a run: one directory a run, plain JSON, safetensors and PNG; nothing is pickled.
+
+DIR/config.json, report.html             the comparison
+DIR/SLUG/seed-S/config.json              the run's own configuration and versions
+DIR/SLUG/seed-S/metrics.jsonl            appended while it runs: values of the phases, evaluations
+DIR/SLUG/seed-S/weights.safetensors      the trained pair
+DIR/SLUG/seed-S/samples.png, reconstructions.png, result.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unigen.pair import Pair
+
+__all__ = [
+    "append_metrics",
+    "environment",
+    "finite",
+    "load_weights",
+    "save_grid",
+    "save_scatter",
+    "save_weights",
+    "slug_of",
+    "write_json",
+]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all: to a temporary name beside it, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Append one line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def slug_of(name: str) -> str:
+    """Return a file name for a routine: ``iwae(5)`` -> ``iwae-5``."""
+    return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.") or "routine"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return versions, threads and platform, for the configuration of a run."""
+    versions = {"python": platform.python_version()}
+    for package in ("unigen", "torch", "torchvision", "pyro-ppl", "numpyro", "jax", "numpy", "scikit-learn"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    name = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
+    return {
+        "versions": versions,
+        "device": device,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.release()}, {sys.implementation.name}",
+    }
+
+
+def save_weights(path: Path, pair: Pair) -> None:
+    """Save every parameter and buffer of a pair as safetensors, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def load_weights(path: Path, pair: Pair) -> None:
+    """Load what ``save_weights`` saved; ``ValueError`` in one sentence where it does not fit the pair."""
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own untyped errors for torn files
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    own = pair.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise ValueError(f"{path} does not fit the pair: {name} is {tuple(tensor.shape)}, the file has {found}")
+    pair.load_state_dict(tensors)
+
+
+def save_grid(path: Path, rows: Tensor, shape: tuple[int, ...], columns: int = 10) -> None:
+    """Save rows (n, D) in [0, 1] as one PNG, ``columns`` images wide, small ones enlarged to about 28 pixels."""
+    from torchvision.utils import make_grid, save_image
+
+    images = rows.detach().cpu().reshape(-1, *shape).clamp(0, 1)
+    factor = max(1, round(28 / shape[-1]))
+    images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    save_image(make_grid(images, nrow=columns, padding=2, pad_value=1.0), path, format="png")
+
+
+def save_scatter(path: Path, rows: Tensor, data: Tensor) -> None:
+    """Save samples (n, 2) as a scatter plot over the data's, with the data's limits."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2, 3.2), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    low, high = data.min(0).values, data.max(0).values
+    margin = 0.15 * (high - low)
+    axes.scatter(data[:2000, 0], data[:2000, 1], s=2, c="0.8", linewidths=0)
+    rows = rows.cpu()
+    finite = rows[torch.isfinite(rows).all(1)]
+    axes.scatter(finite[:2000, 0], finite[:2000, 1], s=2, c="#1f5fa8", linewidths=0)
+    axes.set_xlim(float(low[0] - margin[0]), float(high[0] + margin[0]))
+    axes.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
+    axes.set_axis_off()
+    figure.savefig(path)
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or None where JSON has no word for it."""
+    return value if value is not None and math.isfinite(value) else None

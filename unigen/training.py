@@ -1,0 +1,195 @@
+"""The training loop: ``fit`` takes a routine over a pair for a number of steps or seconds.
+
+``State`` is what the next step needs, ``History`` what a reader wants to know. One step of a routine runs its phases once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from unigen.engines import eager
+from unigen.pair import Pair, PairError, nearest
+from unigen.phases import Optimizer, Phase, Routine
+
+__all__ = ["ENGINES", "Falling", "History", "State", "TrainingError", "engine_named", "fit", "optimizers_for"]
+
+ENGINES: dict[str, ModuleType] = {"eager": eager}
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the sentence names the phase, the step and what to try."""
+
+
+@dataclass
+class State:
+    """What the next step needs: the pair, its optimizers, and the number of steps taken."""
+
+    pair: Pair
+    optimizers: dict[str, torch.optim.Optimizer]
+    step: int = 0
+
+
+@dataclass
+class History:
+    """One row a record: the step, the seconds spent in training so far, and the mean value of each phase since the last."""
+
+    phases: list[str]
+    steps: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    values: list[list[float]] = field(default_factory=list)
+
+
+Callback = Callable[[State, History], None]
+
+
+@dataclass(frozen=True)
+class Falling:
+    """A learning rate that falls geometrically from lr to ``last`` over the budget: lr (last/lr)^progress."""
+
+    last: float
+
+    def __call__(self, lr: float, progress: float) -> float:
+        return lr * (self.last / lr) ** min(max(progress, 0.0), 1.0)
+
+
+def engine_named(name: str) -> ModuleType:
+    """Return an engine by name; ``ValueError`` with the nearest name otherwise."""
+    if name not in ENGINES:
+        raise ValueError(f"no engine {name!r}; {nearest(name, ENGINES)}")
+    return ENGINES[name]
+
+
+def optimizers_for(
+    routine: Routine | Iterable[Phase], pair: Pair, optimizer: Optimizer | None = None
+) -> dict[str, torch.optim.Optimizer]:
+    """Return one torch optimizer for each group that the routine moves, by the routine's own settings unless given."""
+    settings = optimizer or (routine.optimizer if isinstance(routine, Routine) else Optimizer())
+    phases = tuple(routine)
+    made: dict[str, torch.optim.Optimizer] = {}
+    for group in ("theta", "phi", "psi"):
+        parameters = pair.group(group)
+        if not parameters or not any(group in phase.move for phase in phases):
+            continue
+        if settings.name == "Adam":
+            made[group] = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
+        elif settings.name == "RMSprop":
+            made[group] = torch.optim.RMSprop(parameters, lr=settings.lr)
+        elif settings.name == "SGD":
+            made[group] = torch.optim.SGD(parameters, lr=settings.lr, fused=True)
+        else:
+            raise ValueError(f"no optimizer {settings.name!r}; {nearest(settings.name, ('Adam', 'RMSprop', 'SGD'))}")
+    return made
+
+
+def _batches(loader: Any) -> Callable[[int], Any]:
+    """Return the batch of a global index: from a loader's ``at``, one tensor again and again, or an iterable, restarted."""
+    if hasattr(loader, "at"):
+        return loader.at
+    if isinstance(loader, Tensor | Mapping | tuple):
+        return lambda index: loader
+    if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
+        raise TypeError(
+            f"fit wants a Loader, a batch, or an iterable that can be restarted; got {type(loader).__name__}"
+        )
+
+    def endless() -> Iterator[Any]:
+        while True:
+            empty = True
+            for batch in loader:
+                empty = False
+                yield batch
+            if empty:
+                raise ValueError("the loader has no batch")
+
+    stream = endless()
+    return lambda index: next(stream)
+
+
+def fit(
+    loader: Any,
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: dict[str, torch.optim.Optimizer] | None = None,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    engine: str = "eager",
+    schedule: Callable[[float, float], float] | None = None,
+    callbacks: Iterable[Callback] = (),
+    record_every: int | None = None,
+    progress: bool | str = True,
+) -> tuple[State, History]:
+    """Run a routine over a pair and return ``(state, history)``.
+
+    ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches. ``optimizers``: by group,
+    default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at least one is needed; seconds
+    count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
+    ``callbacks``: called with ``(state, history)`` after each record, ``record_every`` steps apart (default 1/200 of the
+    budget). ``progress``: show a bar, with a label if a string.
+
+    Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing or negative budget,
+    ``TrainingError`` where a phase's value is not finite. A ``StopIteration`` from a callback ends the run early.
+    """
+    if steps is None and seconds is None:
+        raise ValueError("fit needs a budget: steps=... or seconds=...")
+    if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
+        raise ValueError(f"a budget is not negative; got steps={steps}, seconds={seconds}")
+    step_once = engine_named(engine).step
+    phases = tuple(routine)
+    state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
+    for group in {group for phase in phases if not phase.solve for group in phase.move} - set(state.optimizers):
+        reason = "there is no optimizer for it" if pair.group(group) else f"the pair has no {group} parameters"
+        raise PairError(f"the routine moves {group}, but {reason}")
+    history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
+    rates = [(part, part["lr"]) for optimizer in state.optimizers.values() for part in optimizer.param_groups]
+    batch_at, each = _batches(loader), max(phase.steps for phase in phases)
+    every = record_every or max(1, (steps or 2000) // 200)
+    label = progress if isinstance(progress, str) else "fit"
+    spent, total, count = 0.0, None, 0
+    with tqdm(total=steps, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
+        while (steps is None or state.step < steps) and (seconds is None or spent < seconds):
+            began = time.perf_counter()
+            if schedule is not None:
+                fraction = state.step / steps if steps else spent / (seconds or 1.0)
+                for part, lr in rates:
+                    part["lr"] = schedule(lr, fraction)
+            x, *more = [batch_at(state.step * each + repetition) for repetition in range(each)]
+            values = torch.stack(step_once(phases, pair, state.optimizers, x, more))
+            state.step += 1
+            total, count = values if total is None else total + values, count + 1
+            spent += time.perf_counter() - began
+            bar.update()
+            if state.step % every == 0 or state.step == steps:
+                _record(state, history, spent, total / count)
+                total, count = None, 0
+                bar.set_postfix_str(" ".join(f"{value:.4g}" for value in history.values[-1]), refresh=False)
+                try:
+                    for callback in callbacks:
+                        callback(state, history)
+                except StopIteration:
+                    break
+    if total is not None:
+        _record(state, history, spent, total / count)
+        for callback in callbacks:
+            callback(state, history)
+    return state, history
+
+
+def _record(state: State, history: History, spent: float, values: Tensor) -> None:
+    row = values.tolist()
+    for phase, value in zip(history.phases, row, strict=True):
+        if not -float("inf") < value < float("inf"):
+            raise TrainingError(
+                f"phase '{phase}' has value {value} at step {state.step}; try a smaller learning rate, or look for bad data"
+            )
+    history.steps.append(state.step)
+    history.seconds.append(spent)
+    history.values.append(row)

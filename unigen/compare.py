@@ -100,8 +100,8 @@ class Common:
     """Widths of a sigmoid belief network's layers, from the data up."""
     components: int = 20
     """Components of a mixture."""
-    units: int = 100
-    """Hidden units of an RBM."""
+    units: int = 20
+    """Hidden units of an RBM; up to 20, its log-likelihood is exact."""
     likelihood: str = "auto"
     """p(x|z): bernoulli, normal, discretized_logistic; auto decides by the data."""
     binarization: str | None = None
@@ -490,11 +490,11 @@ def describe(planned: Plan) -> dict[str, Any]:
     weights: dict[str, str] = {}
     for seed in settings.seeds:
         for family in dict.fromkeys("shared" if a.pair in ("latent", "adversarial") else a.pair for a in planned.arms):
-            weights[f"seed {seed}, {_FAMILY[family]}"] = _start(planned, family, seed)
+            weights[f"{seed}, {_FAMILY[family]}"] = _start(planned, family, seed)
     order = {}
     for seed in settings.seeds:
         loader = Loader(dataset, min(settings.batch_size, len(dataset.train)), seed=seed)
-        order[f"seed {seed}"] = loader.order_fingerprint(loader.steps_per_epoch)
+        order[str(seed)] = loader.order_fingerprint(loader.steps_per_epoch)
     pairs = {arm.pair: build_pair(planned, arm, settings.seeds[0]) for arm in planned.arms}
     sizes = {
         f"{family}: {group}": sum(p.numel() for p in pair.group(group))
@@ -583,4 +583,4 @@ def announcements(planned: Plan) -> Iterator[str]:
     for key in ("weights", "order"):
         what = "initial weights" if key == "weights" else "data order"
         for name, value in described["hashes"][key].items():
-            yield f"{what}, {name}: {value[:16]}"
+            yield f"{what}, seed {name}: {value[:16]}"

@@ -292,7 +292,7 @@ class Routine:
     def summary(self) -> str:
         """The second paragraph of the declaration's docstring."""
         paragraphs = inspect.cleandoc(self.__doc__ or "").split("\n\n")
-        return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+        return " ".join(paragraphs[1].split()).replace("``", "") if len(paragraphs) > 1 else ""
 
     def __str__(self) -> str:
         return "\n".join([self.name, *(f"  {i}. {phase}" for i, phase in enumerate(self.phases, 1))])

@@ -213,7 +213,7 @@ def _seed_row(key: str, run: Run) -> dict[str, Any]:
         "status": run.status,
         "steps": DASH if run.step is None else _whole(run.step),
         "seconds": DASH if seconds is None else number(seconds, 1),
-        "log_likelihood": text if kind != "none" else "implicit: none",
+        "log_likelihood": text if kind != "none" else as_text(likelihood.get("how")) or "implicit: none",
         "kind": as_text(kind) if value is not None and kind != "none" else "",
         "why": _why(run),
     }

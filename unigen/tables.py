@@ -116,20 +116,22 @@ def tabulate(runs: Sequence[Run]) -> Table:
         routines.setdefault(run.slug, []).append(run)
     measured = {slug: [m for run in group if run.status == "complete" for m in _measure(run)]
                 for slug, group in routines.items()}  # fmt: skip
-    implicit = {
-        slug for slug, group in routines.items() if any(_likelihood(run).get("kind") == "none" for run in group)
+    without = {  # why a routine has no likelihood, in the words of its runs
+        slug: next(as_text(_likelihood(run).get("how")) or "implicit: none" for run in none)
+        for slug, group in routines.items()
+        if (none := [run for run in group if _likelihood(run).get("kind") == "none"])
     }
     complete = {slug: sum(run.status == "complete" for run in group) for slug, group in routines.items()}
     keys = sorted({m.key: None for group in measured.values() for m in group}, key=_order)
     columns = [_column(key, {s: [m for m in g if m.key == key] for s, g in measured.items()}, complete) for key in keys]
     likelihoods = sum(key[0] == "log_likelihood" for key in keys)
-    if implicit and not likelihoods:
+    if without and not likelihoods:
         columns.insert(0, Column("log-likelihood", "", "", tuple(Cell("\N{EN DASH}") for _ in routines)))
         likelihoods = 1
     for row, slug in enumerate(routines):
-        if slug in implicit and not any(m.key[0] == "log_likelihood" for m in measured[slug]):
+        if slug in without and not any(m.key[0] == "log_likelihood" for m in measured[slug]):
             for index in range(likelihoods):
-                cell = Cell("implicit: none", span=likelihoods) if index == 0 else Cell("", span=0)
+                cell = Cell(without[slug], span=likelihoods) if index == 0 else Cell("", span=0)
                 cells = columns[index].cells
                 columns[index] = replace(columns[index], cells=(*cells[:row], cell, *cells[row + 1 :]))
     seeds = tuple(_tally(group) for group in routines.values())

@@ -252,7 +252,8 @@ class Draw:
             if name in self.sites(which):
                 return self.sites(which)[name].value
         known = sorted({*self.labels, *self.data, *self.sites("model"), *self.sites("guide")})
-        raise PairError(f"the routine reads site '{name}', which neither program has; sites: {', '.join(known)}")
+        remedy = "; use an adversarial pair" if name == "y" else ""
+        raise PairError(f"the routine reads site '{name}', which neither program has (sites: {', '.join(known)}){remedy}")
 
     @property
     def latents(self) -> list[str]:

@@ -1,0 +1,21 @@
+"""Shared settings of the tests: fresh entropy in each run, printed; offline; one thread where the runner says so."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_report_header() -> str:
+    """Say what was tested on."""
+    root = "set" if os.environ.get("UNIGEN_DATA") else "not set: tests on its files are skipped"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, UNIGEN_DATA {root}"
+
+
+@pytest.fixture(autouse=True)
+def _random_streams_restored():
+    """Leave the global random stream of every test as it was found, so that no test depends on another's draws."""
+    with torch.random.fork_rng(devices=[]):
+        yield

@@ -1,0 +1,147 @@
+"""``fit``: budgets, determinism, schedules, records, and refusals before the first step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from unigen import PHI, THETA, Phase, Sleep, Wake, fit, routines
+from unigen.data import Loader, load
+from unigen.networks import networks
+from unigen.objectives import log_p, log_q
+from unigen.pair import PairError
+from unigen.pairs import latent, mixture
+from unigen.phases import Optimizer
+from unigen.training import Falling, TrainingError, optimizers_for
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def small(seed: int = 0):
+    return latent(networks("mlp", (1, 8, 8), 3, hidden=(16,), seed=seed))
+
+
+def parameters(pair):
+    return torch.cat([p.detach().flatten() for p in pair.parameters()])
+
+
+def test_a_budget_of_steps_is_kept_and_recorded(digits):
+    state, history = fit(Loader(digits, 64), routines.wake_sleep, small(), steps=13, record_every=5, progress=False)
+    assert state.step == 13
+    assert history.steps == [5, 10, 13]
+    assert all(len(row) == 2 for row in history.values)
+    assert history.seconds == sorted(history.seconds)
+
+
+def test_a_budget_of_seconds_ends(digits):
+    state, _ = fit(Loader(digits, 64), routines.vae, small(), seconds=0.2, progress=False)
+    assert state.step > 0
+
+
+def test_records_are_means_over_the_steps_between_them(digits):
+    start = small()
+    torch.manual_seed(1)
+    _, each = fit(Loader(digits, 64), routines.vae, copy.deepcopy(start), steps=6, record_every=1, progress=False)
+    torch.manual_seed(1)
+    _, three = fit(Loader(digits, 64), routines.vae, copy.deepcopy(start), steps=6, record_every=3, progress=False)
+    expected = torch.tensor(each.values).reshape(2, 3, 1).mean(1)
+    assert torch.allclose(torch.tensor(three.values), expected, rtol=1e-6)
+
+
+def test_equal_seeds_give_bitwise_equal_parameters_and_callbacks_change_nothing(digits):
+    def run(callbacks, record_every):
+        torch.manual_seed(3)
+        pair = small()
+        fit(
+            Loader(digits, 50, seed=2),
+            routines.reweighted_wake_sleep(3),
+            pair,
+            steps=20,
+            callbacks=callbacks,
+            record_every=record_every,
+            progress=False,
+        )
+        return parameters(pair)
+
+    seen = []
+    assert torch.equal(run([], 20), run([lambda state, history: seen.append(state.step)], 2))
+    assert seen == list(range(2, 21, 2))
+
+
+def test_phases_with_repetitions_get_fresh_batches():
+    asked = []
+
+    class Counting:
+        def at(self, step):
+            asked.append(step)
+            return torch.zeros(4, 64) + (torch.arange(64) % 2)
+
+    routine = (Phase(log_q, Sleep(), PHI, steps=3), Phase(log_p, Wake(), THETA))
+    fit(Counting(), routine, small(), steps=2, progress=False)
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_iterable_of_batches_is_restarted_and_an_empty_one_refused():
+    batches = [torch.zeros(4, 64), torch.ones(4, 64)]
+    state, _ = fit(batches, routines.vae, small(), steps=5, progress=False)
+    assert state.step == 5
+    with pytest.raises(ValueError, match="no batch"):
+        fit([], routines.vae, small(), steps=1, progress=False)
+
+
+def test_the_learning_rate_falls_geometrically(digits):
+    pair = small()
+    optimizers = optimizers_for(routines.vae, pair, Optimizer("SGD", 1e-2))
+    rates = []
+    fit(
+        Loader(digits, 64),
+        routines.vae,
+        pair,
+        optimizers,
+        steps=10,
+        schedule=Falling(1e-4),
+        record_every=1,
+        callbacks=[lambda state, history: rates.append(state.optimizers["phi"].param_groups[0]["lr"])],
+        progress=False,
+    )
+    assert rates == pytest.approx([1e-2 * 0.01 ** (k / 10) for k in range(10)])
+
+
+def test_em_in_closed_form_needs_no_optimizer(digits):
+    pair = mixture(4, digits.train, likelihood="normal")
+    state, history = fit(digits.train, routines.em, pair, steps=3, record_every=1, progress=False)
+    assert state.optimizers.keys() <= {"theta"}
+    assert [row[0] for row in history.values] == sorted(row[0] for row in history.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({}, ValueError, "budget"),
+        ({"steps": -1}, ValueError, "not negative"),
+        ({"steps": 1, "engine": "eagre"}, ValueError, "did you mean 'eager'"),
+        ({"steps": 1, "optimizers": {}}, PairError, "no optimizer"),
+        ({"steps": 1, "routine": routines.nvil}, PairError, "psi"),
+        ({"steps": 1, "routine": routines.gan}, PairError, "site 'y'.*adversarial"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_first_step(digits, change, error, words):
+    pair = small()
+    before = parameters(pair).clone()
+    settings = {"routine": routines.vae, "progress": False, **change}
+    with pytest.raises(error, match=words):
+        fit(Loader(digits, 64), settings.pop("routine"), pair, **settings)
+    assert torch.equal(parameters(pair), before)
+
+
+def test_a_value_that_is_not_finite_ends_the_run(digits):
+    pair = small()
+    with torch.no_grad():
+        next(iter(pair.model.parameters())).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="phase '1 .*step 1"):
+        fit(Loader(digits, 64), routines.vae, pair, steps=5, record_every=1, progress=False)

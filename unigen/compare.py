@@ -113,7 +113,7 @@ class Common:
     learning_rate: float | None = None
     """Learning rate of every routine (default: each routine's own, see the report)."""
     final_learning_rate: float | None = None
-    """Where the learning rate falls to, geometrically, over the budget (default: it stays)."""
+    """Where the learning rate falls to, linearly, over the budget (default: it stays)."""
     particles: int = 100
     """K of the importance-weighted bound on test data."""
     test_size: int = 1000

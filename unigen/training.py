@@ -52,12 +52,12 @@ Callback = Callable[[State, History], None]
 
 @dataclass(frozen=True)
 class Falling:
-    """A learning rate that falls geometrically from lr to ``last`` over the budget: lr (last/lr)^progress."""
+    """A learning rate that falls linearly from lr to ``last`` over the budget: lr + (last - lr) progress."""
 
     last: float
 
     def __call__(self, lr: float, progress: float) -> float:
-        return lr * (self.last / lr) ** min(max(progress, 0.0), 1.0)
+        return lr + (self.last - lr) * min(max(progress, 0.0), 1.0)
 
 
 def engine_named(name: str) -> ModuleType:

@@ -46,21 +46,34 @@ class Langevin:
     site: str = "x"
 
     def __call__(self, programs: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(data.get(self.site), Tensor):
+            raise PairError(
+                f"Langevin moves site '{self.site}', which is no data of this pair; name one of {', '.join(data)}"
+            )
         x = data[self.site]
         here, slope = self._density(programs, data, x)
         proposal = x + 0.5 * self.size**2 * slope + self.size * torch.randn_like(x)
         there, back = self._density(programs, data, proposal)
-        forward = -(proposal - x - 0.5 * self.size**2 * slope).square().sum(-1) / (2 * self.size**2)
-        backward = -(x - proposal - 0.5 * self.size**2 * back).square().sum(-1) / (2 * self.size**2)
+        rows = (*here.shape, -1)  # one proposal a datum, whatever the shape of an event
+        forward = -(proposal - x - 0.5 * self.size**2 * slope).square().reshape(rows).sum(-1) / (2 * self.size**2)
+        backward = -(x - proposal - 0.5 * self.size**2 * back).square().reshape(rows).sum(-1) / (2 * self.size**2)
         accept = torch.rand_like(here).log() < there - here + backward - forward
-        return {**data, self.site: torch.where(accept.unsqueeze(-1), proposal, x)}
+        accept = accept.reshape(*here.shape, *[1] * (x.dim() - here.dim()))
+        return {**data, self.site: torch.where(accept, proposal, x)}
 
     def _density(self, programs: Any, data: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             sites = programs.run("model", {**data, self.site: leaf}, grad=True)
-            if any(not site.observed for site in sites.values()):
-                raise PairError("Langevin moves the data of a pair without latents")
+            for name, site in sites.items():
+                if not site.observed:
+                    raise PairError(
+                        f"site '{name}' is latent, and Langevin needs log p(x); use vae or iwae, or drop the site"
+                    )
+                if name == self.site and site.fn.support.is_discrete:
+                    raise PairError(
+                        f"site '{name}' is discrete, where Langevin has no gradient; use the kernel Gibbs()"
+                    )
             density = torch.stack([site.fn.log_prob(site.value) for site in sites.values()]).sum(0)
             (slope,) = torch.autograd.grad(density.sum(), leaf)
         return density.detach(), slope

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 __all__ = [
@@ -68,6 +69,9 @@ class Wake(Expectation):
     particles: int | None = None
     dreams: bool = False
 
+    def __post_init__(self) -> None:
+        _check_count("particles", self.particles, self)
+
     def __str__(self) -> str:
         inside = [str(self.particles)] * (self.particles is not None) + ["dreams"] * self.dreams
         return f"Wake({', '.join(inside)})"
@@ -78,6 +82,9 @@ class Sleep(Expectation):
     """z, x ~ p_theta(z, x) dreamt from the model, as many as there are data; ``particles`` as in ``Wake``."""
 
     particles: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("particles", self.particles, self)
 
     def __str__(self) -> str:
         return f"Sleep({'' if self.particles is None else self.particles})"
@@ -118,8 +125,17 @@ class Chain(Expectation):
     steps: int = 1
     persistent: bool = False
 
+    def __post_init__(self) -> None:
+        _check_count("steps", self.steps, self)
+
     def __str__(self) -> str:
         return f"Chain({self.kernel}, {self.steps}{', persistent' if self.persistent else ''})"
+
+
+def _check_count(name: str, count: Any, expectation: Expectation) -> None:
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not (count is None and name == "particles") and not (whole and count > 0):
+        raise ValueError(f"{type(expectation).__name__} takes a positive whole number of {name}; got {name}={count!r}")
 
 
 # -- estimators of the gradient ----------------------------------------------------------------------------------------
@@ -166,6 +182,10 @@ class ClipWeights:
     """Projection after a step: every moved weight into [-bound, bound] (WGAN; weights, not gradients)."""
 
     bound: float
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise ValueError(f"weights are clipped to [-bound, bound] for a positive bound; got {self.bound!r}")
 
     def __call__(self, parameters: list[Any]) -> None:
         for parameter in parameters:

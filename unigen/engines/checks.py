@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.distributions import Delta, Independent
 from torch import Tensor
+from torch.distributions import constraints
 
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase, Routine
@@ -20,19 +23,92 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     Raises ``PairError`` (a ``ValueError``) with the phase and the reason: a group without parameters, a site that has no
     density, no reparameterization, no value or no per-datum shape, a network that psi lacks, a phase without gradient.
     """
-    from unigen.engines.eager import objective
 
+    _check_routine(routine)
+    for name, value in pair.bind(x).items():
+        if not isinstance(value, Tensor) and hasattr(value, "__len__") and not isinstance(value, str):
+            raise PairError(f"data {name!r} is a {type(value).__name__}; give a torch tensor")
+        if isinstance(value, Tensor) and value.numel() == 0:
+            raise PairError(f"data {name!r} is an empty batch, of shape {tuple(value.shape)}; give at least one datum")
     devices = {value.device for value in pair.bind(x).values() if isinstance(value, Tensor) and value.is_cuda}
     buffers = pair.group_buffers("theta", "phi", "psi")
     before = [buffer.clone() for buffer in buffers]
     try:
         with torch.random.fork_rng(devices=list(devices)):
+            with _refusals("the pair"):
+                _check_sites(pair, x)
             for number, phase in enumerate(routine, 1):
                 _check_phase(phase, f"phase {number} ({phase})", pair, x)
     finally:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
+
+
+def _check_routine(routine: Any) -> None:
+    if isinstance(routine, str) or not all(isinstance(phase, Phase) for phase in _tuple(routine)):
+        raise PairError(f"a routine is a tuple of phases, such as routines.vae; got {routine!r}")
+
+
+def _tuple(routine: Any) -> tuple[Any, ...]:
+    return tuple(routine) if isinstance(routine, Iterable) else (None,)
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Turn whatever a program raises into a ``PairError`` that says where."""
+    try:
+        yield
+    except PairError as error:
+        raise PairError(f"{where}: {error}") from None
+    except torch.OutOfMemoryError:
+        raise  # the machine's limit, not the pair's
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise PairError(f"{where} cannot run on this data: {reason or type(error).__name__}") from error
+
+
+def _check_sites(pair: Pair, x: Any) -> None:
+    """Compare the sites that the two programs share: one size, both discrete or neither, no value outside the support."""
+    from unigen.engines.draw import Programs
+
+    programs, data = Programs(pair), pair.bind(x)
+    with torch.no_grad():
+        guide, model = programs.run("guide", data), programs.run("model", data)
+    for name in guide.keys() & model.keys():
+        ours, theirs = guide[name].fn, model[name].fn
+        if model[name].observed:
+            continue
+        if ours.event_shape != theirs.event_shape:
+            raise PairError(
+                f"site '{name}' has event shape {tuple(ours.event_shape)} in the guide and {tuple(theirs.event_shape)} in the "
+                "model; give both the same size"
+            )
+        kinds = _support(ours), _support(theirs)
+        if isinstance(_base(ours), Delta) or kinds in (("bounded", "real"), ("bounded", "bounded")):
+            continue
+        if kinds[0] != kinds[1]:
+            raise PairError(
+                f"site '{name}' has a {kinds[1]} support in the model ({_family(theirs)}) and a {kinds[0]} one in the guide "
+                f"({_family(ours)}); give the guide a distribution of the model's support"
+            )
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _family(fn: Any) -> str:
+    return type(_base(fn)).__name__.removeprefix("Expanded")
+
+
+def _support(fn: Any) -> str:
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return "discrete" if support.is_discrete else "real" if support is constraints.real else "bounded"
 
 
 def _check_phase(phase: Phase, where: str, pair: Pair, x: Any) -> None:
@@ -47,17 +123,10 @@ def _check_phase(phase: Phase, where: str, pair: Pair, x: Any) -> None:
             f"{where} wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); climb instead, "
             "such as em(closed_form=False)"
         )
-    try:
+    with _refusals(where):
         _, surrogate = objective(phase, pair, x, dry=True)
         moved = pair.group(*phase.move)
         gradients = torch.autograd.grad(surrogate, moved, allow_unused=True) if surrogate.requires_grad else (None,)
-    except PairError as error:
-        raise PairError(f"{where}: {error}") from None
-    except torch.OutOfMemoryError:
-        raise  # the machine's limit, not the pair's
-    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, StopIteration) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise PairError(f"{where} cannot run on this pair: {reason or type(error).__name__}") from error
     if all(gradient is None for gradient in gradients):
         raise PairError(f"{where} has no gradient along {', '.join(phase.move)}; move the group its objective reads")
 
@@ -71,7 +140,12 @@ _REMEDY = {
 
 def check_once(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     """``check`` at the first use of a routine with a pair."""
+    _check_routine(routine)
     key = tuple(routine)
+    try:
+        hash(key)
+    except TypeError as error:
+        raise PairError(f"a phase must be hashable, so its settings are tuples, not lists: {error}") from None
     if key not in pair.checked:
         check(key, pair, x)
         pair.checked.add(key)

@@ -73,6 +73,8 @@ class _Record(Messenger):
         if site_is_subsample(msg):
             return
         name = msg["name"]
+        if name in self.sites:
+            raise PairError(f"site '{name}' is sampled twice by one program; give each sample statement its own name")
         frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
         observed = msg["is_observed"] or name in self.was_observed
         self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"])
@@ -147,7 +149,13 @@ class Programs:
     def dream(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
         """Dream new data from the model, without gradient, by argument name."""
         sites = self.run("model", data, dream=True, detach=True)
-        return {name: sites[name].value for name in self.pair.arguments if name in sites}
+        dreamt = {name: sites[name].value for name in self.pair.arguments if name in sites}
+        if not dreamt:
+            raise PairError(
+                f"the model dreams no data: none of its sites is named as an argument ({', '.join(self.pair.arguments)}); "
+                "observe one with pyro.sample(name, ..., obs=name)"
+            )
+        return dreamt
 
 
 class Draw:
@@ -253,7 +261,9 @@ class Draw:
                 return self.sites(which)[name].value
         known = sorted({*self.labels, *self.data, *self.sites("model"), *self.sites("guide")})
         remedy = "; use an adversarial pair" if name == "y" else ""
-        raise PairError(f"the routine reads site '{name}', which neither program has (sites: {', '.join(known)}){remedy}")
+        raise PairError(
+            f"the routine reads site '{name}', which neither program has (sites: {', '.join(known)}){remedy}"
+        )
 
     @property
     def latents(self) -> list[str]:

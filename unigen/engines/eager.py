@@ -163,6 +163,7 @@ def _doubly_reparameterized(
     if phase.maximize is not iwae or not isinstance(expectation, Wake) or expectation.particles is None:
         raise PairError("DoublyReparameterized is the estimator of iwae under Wake(particles)")
     sample = draw(expectation, programs.with_model_frozen(), data)
+    _ = sample.score  # refuses a site without reparameterization
     log_w = log_weight(sample)
     normalized = torch.softmax(log_w.detach(), 0)
     surrogate = (normalized.square() * log_w).sum(0).mean()
@@ -194,9 +195,6 @@ def objective(phase: Phase, pair: Pair, x: Any, *, dry: bool = False) -> tuple[T
 
 
 def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer], x: Any) -> Tensor:
-    for group in phase.move:
-        if group not in optimizers and not phase.solve:
-            raise PairError(f"the phase '{phase}' moves {group}, for which there is no optimizer")
     moved = pair.group(*phase.move)
     kept = pair.group_buffers(*(group for group in ("theta", "phi", "psi") if group not in phase.move))
     before = [b.clone() for b in kept]
@@ -248,6 +246,10 @@ def step(
     Before its first step a routine is checked against the pair (``unigen.engines.checks``).
     """
     check_once(routine, pair, x)
+    for phase in routine:
+        missing = [group for group in phase.move if group not in optimizers]
+        if missing and not phase.solve:
+            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
     values = []
     for phase in routine:
         for repetition in range(phase.steps):

@@ -98,7 +98,9 @@ def _mixture() -> tuple[Any, Tensor]:
 
 def _flow() -> tuple[Pair, Tensor]:
     x = torch.randn(ROWS, DIMENSION)
-    return flow(DIMENSION, steps=2, hidden=(5,), start=x), x
+    pair = flow(DIMENSION, steps=2, hidden=(5,), start=x)
+    pair.psi.update(networks_of_psi())
+    return pair, x
 
 
 def _rbm() -> tuple[Pair, Tensor]:
@@ -155,8 +157,13 @@ VARIANTS: list[tuple[str, Routine, str]] = [
         for name in ("kullback_leibler", "reverse_kullback_leibler", "pearson", "neyman", "squared_hellinger", "gan")
     ),
 ]
+# on a GAN posterior regularization has its implicit form alone: the explicit one reads a density
 CATALOGUE = [
-    (f"{name} on {family}", routine, family)
+    (
+        f"{name} on {family}",
+        routine(implicit=True) if (name, family) == ("posterior_regularization", "adversarial") else routine,
+        family,
+    )
     for name, routine in routines.catalogue().items()
     for family in routine.pairs
 ]

@@ -35,7 +35,7 @@ from unigen.report import render, table
 from unigen.routines import catalogue
 from unigen.runs import load_weights, save_grid, save_scatter
 
-__all__ = ["main"]
+__all__ = ["main", "routines_markdown"]
 
 
 @dataclass
@@ -80,6 +80,8 @@ class List:
 
     what: tyro.conf.Positional[str] = "all"
     """routines, pairs, data or all."""
+    markdown: bool = False
+    """Print the routines as the table of the README."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -221,6 +223,9 @@ def _list(chosen: List) -> int:
     sections = ("routines", "pairs", "data")
     if chosen.what not in (*sections, "all"):
         raise UsageError(f"nothing to list under {chosen.what!r}; {nearest(chosen.what, (*sections, 'all'))}")
+    if chosen.markdown:
+        print(routines_markdown())
+        return 0
     lines = {
         "routines": {n: f"{r.summary} [{r.citation}; runs on {', '.join(r.pairs)}]" for n, r in catalogue().items()},
         "pairs": {name: _PAIR_LINES[name] for name in PAIRS if name != "auto"},
@@ -231,6 +236,17 @@ def _list(chosen: List) -> int:
         for name, line in lines[section].items():
             print(f"  {name:<34} {line}")
     return 0
+
+
+def routines_markdown() -> str:
+    """Return the table of routines that the README holds, generated from the declarations."""
+    rows = ["| routine | what it climbs | phases | pairs | source |", "|---|---|---|---|---|"]
+    for name, routine in catalogue().items():
+        phases = "<br>".join(f"{n}. {phase}" for n, phase in enumerate(routine, 1)).replace("|", "\\|")
+        formula = routine.formula.replace("|", "\\|")
+        source = f"[{routine.citation}]({routine.url})"
+        rows.append(f"| `{name}` | {formula} | {phases} | {', '.join(routine.pairs)} | {source} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

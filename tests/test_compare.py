@@ -1,0 +1,187 @@
+"""The command: a comparison end to end, what all runs share, and every wrong setting refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unigen.cli import main, routines_markdown
+from unigen.compare import Settings, build_pair, plan, psi_networks
+from unigen.networks import fingerprint
+from unigen.routines import by_name, catalogue
+
+README = Path(__file__).parents[1] / "README.md"
+TINY = ["--hidden", "16", "--steps", "4", "--batch-size", "32", "--particles", "3", "--test-size", "40"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return stopped.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A comparison of one routine of every pair family on the embedded digits, two seeds."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    names = ["vae", "nvil", "gan", "aavae", "em", "contrastive_divergence"]
+    code = run("compare", "--routines", *names, "--seeds", "0", "3", "--layers", "8", "--out", str(out), *TINY)
+    assert code == 0
+    return out
+
+
+def results(out: Path) -> dict[tuple[str, int], dict]:
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*/seed-*/result.json"))]
+    return {(result["routine"], result["seed"]): result for result in found}
+
+
+def test_every_run_is_complete_and_says_what_its_likelihood_is(comparison):
+    found = results(comparison)
+    assert len(found) == 12
+    assert {result["status"] for result in found.values()} == {"complete"}
+    kinds = {name: found[name, 0]["log_likelihood"]["kind"] for name, _ in found}
+    assert kinds == {
+        "vae": "bound",
+        "nvil": "bound",
+        "aavae": "bound",
+        "gan": "none",
+        "em": "exact",
+        "contrastive_divergence": "exact",
+    }
+    assert found["vae", 0]["log_likelihood"]["how"] == "importance-weighted bound, K = 3, 40 test data"
+    assert found["gan", 0]["log_likelihood"]["value"] is None
+    assert found["gan", 0]["metrics"]["coverage"]["of"] == 10
+
+
+def test_the_files_of_a_run_are_there_and_readable(comparison):
+    page = (comparison / "report.html").read_text()
+    assert "contrastive_divergence" in page and "<script" not in page
+    folder = comparison / "vae" / "seed-3"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("evaluation" in line for line in lines)
+    assert {line["step"] for line in lines if "values" in line} == {1, 2, 3, 4}
+    weights = load_file(folder / "weights.safetensors")
+    assert any(name.startswith("model.generator") for name in weights)
+    assert (folder / "samples.png").stat().st_size > 500
+    assert (folder / "reconstructions.png").is_file()
+    assert not list(comparison.rglob("*.tmp"))
+
+
+def test_all_runs_of_a_seed_start_from_the_same_weights():
+    planned = plan(Settings(routines=("vae", "wake_sleep", "gan", "wgan_gp"), hidden=(16,), out="never-written"))
+    starts = {}
+    for arm in planned.arms:
+        for seed in (0, 1):
+            pair = build_pair(planned, arm, seed)
+            starts.setdefault(seed, set()).add((fingerprint(pair.model.generator), fingerprint(pair.guide.trunk)))
+    assert len(starts[0]) == len(starts[1]) == 1
+    assert starts[0] != starts[1]
+
+
+def test_the_printed_hashes_are_those_of_the_weights(comparison):
+    config = json.loads((comparison / "config.json").read_text())
+    weights = config["hashes"]["weights"]
+    assert len({value for key, value in weights.items() if key.startswith("0")}) == 4
+    assert config["hashes"]["order"]["0"] != config["hashes"]["order"]["3"]
+
+
+def test_a_run_is_a_pure_function_of_its_seed(comparison, tmp_path):
+    out = tmp_path / "again"
+    assert run("train", "--routine", "nvil", "--seed", "3", "--layers", "8", "--out", str(out), *TINY) == 0
+    one, two = (load_file(folder / "nvil" / "seed-3" / "weights.safetensors") for folder in (comparison, out))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_sample_and_report_work_on_a_finished_comparison(comparison, tmp_path, capsys):
+    out = tmp_path / "made"
+    assert run("sample", str(comparison), "--routine", "gan", "--n", "7", "--out", str(out)) == 0
+    assert load_file(f"{out}.safetensors")["x"].shape == (7, 64)
+    (comparison / "report.html").unlink()
+    assert run("report", str(comparison)) == 0
+    assert (comparison / "report.html").is_file()
+    assert "implicit: none" in capsys.readouterr().out
+
+
+def test_a_density_reports_the_pacgan_protocol(tmp_path):
+    out = tmp_path / "ring"
+    assert run("compare", "--data", "ring", "--routines", "gan", "maximum_likelihood", "--seeds", "1", "--out", str(out), *TINY) == 0
+    found = results(out)
+    assert found["gan", 1]["metrics"]["modes"]["of"] == 8
+    assert 0 <= found["gan", 1]["metrics"]["high_quality"]["value"] <= 1
+    assert found["maximum_likelihood", 1]["log_likelihood"]["kind"] == "exact"
+
+
+WRONG = [
+    (["--data", "digit"], 2, "did you mean 'digits'|digits"),
+    (["--routines", "vea"], 2, "did you mean 'vae'"),
+    (["--routines", "iwae(five)"], 2, "cannot read routine"),
+    (["--routines", "iwae(1, 2, 3)"], 2, "too many positional"),
+    (["--routines", "vae", "vae"], 2, "twice"),
+    (["--routines", "f_gan('pearsn')"], 2, "pearson"),
+    (["--networks", "conf"], 2, "did you mean 'conv'"),
+    (["--pair", "sigmoid"], 2, "did you mean 'sigmoid_belief'"),
+    (["--pair", "flow", "--routines", "vae"], 2, "it runs on latent"),
+    (["--likelihood", "bernouli"], 2, "did you mean 'bernoulli'"),
+    (["--likelihood", "discretized_logistic"], 2, "grey levels"),
+    (["--activation", "thanh", "--routines", "vae"], 2, "tanh"),
+    (["--steps", "0"], 2, "--steps must be positive"),
+    (["--steps", "5", "--epochs", "2"], 2, "one budget"),
+    (["--seconds", "-1"], 2, "positive"),
+    (["--seeds", "1", "1"], 2, "different numbers"),
+    (["--batch-size", "-3"], 2, "--batch-size must be positive"),
+    (["--learning-rate", "50"], 2, "between 0 and 10"),
+    (["--engine", "eagre"], 2, "did you mean 'eager'"),
+    (["--device", "cdua"], 2, "did you mean 'cuda'"),
+    (["--device", "cuda:99"], 2, "not there"),
+    (["--binarization", "dynamc"], 2, "dynamic"),
+    (["--routines", "maximum_likelihood"], 2, "continuous"),
+    (["--data", "ring", "--routines", "contrastive_divergence"], 2, "binary"),
+    (["--data", "mnist", "--data-root", "nowhere"], 3, "nowhere"),
+    (["--layers", "0", "--routines", "nvil"], 2, "at least one"),
+    (["--stepz", "3"], 2, "steps"),
+    (["--seeds", "x"], 2, "seeds"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
+def test_a_wrong_setting_is_one_sentence_and_nothing_is_written(arguments, code, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("compare", *arguments) == code
+    printed = capsys.readouterr()
+    said = printed.err + printed.out
+    assert pytest.importorskip("re").search(words, said), said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_directories_are_refused(tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("precious")
+    assert run("compare", "--out", str(tmp_path / "full")) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert run("sample", str(tmp_path / "full")) == 2
+    assert run("report", str(tmp_path / "full")) == 2
+    assert run("list", "rutines") == 2
+    assert "did you mean 'routines'" in capsys.readouterr().err
+    assert (tmp_path / "full" / "something").read_text() == "precious"
+
+
+def test_list_names_every_routine(capsys):
+    assert run("list", "routines") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed and routine.citation in printed for name, routine in catalogue().items())
+
+
+def test_psi_networks_are_read_off_the_phases():
+    assert psi_networks(by_name("nvil").phases) == ["baseline"]
+    assert psi_networks(by_name("aavae").phases) == ["critic"]
+    assert psi_networks(by_name("posterior_regularization").phases) == ["constraint"]
+    assert psi_networks(by_name("vae").phases) == []
+
+
+def test_the_readme_holds_the_generated_table_of_routines():
+    assert routines_markdown() in README.read_text(encoding="utf-8")

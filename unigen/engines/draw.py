@@ -443,7 +443,7 @@ def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[s
     nesting = programs.layout(data).nesting
     with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
         sites = programs.run("guide", data)
-    supports = {name: _support(site) for name, site in sites.items()}
+    supports = {name: _support(site, programs.pair.batch_plate) for name, site in sites.items()}
     rows = 1
     for support in supports.values():
         rows *= len(support)
@@ -459,12 +459,13 @@ def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[s
         batch, event = site.fn.batch_shape, site.fn.event_shape
         column = support.to(site.value.device)[index % size]
         index = index // size
-        padded = column.reshape(rows, *(1,) * nesting, *event)
+        padded = column.reshape(rows, *(1,) * (nesting - len(batch)), *column.shape[1:])
         values[name] = padded.expand(rows, *(1,) * (nesting - len(batch)), *batch, *event)
     return values, rows
 
 
-def _support(site: Site) -> Tensor:
+def _support(site: Site, batch_plate: str) -> Tensor:
+    """Return every joint value of a datum's part of the site: (values, batch, event), the batch plate's size being 1."""
     fn, elements = site.fn, 1
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -474,7 +475,10 @@ def _support(site: Site) -> Tensor:
         )
     values = fn.enumerate_support(expand=False)
     values = values.reshape(len(values), *fn.event_shape)
-    for size in site.fn.event_shape[: len(site.fn.event_shape) - len(fn.event_shape)]:
+    inner = {frame.dim for frame in site.frames if frame.name != batch_plate}  # plates inside a datum vary jointly
+    depth = len(site.fn.batch_shape)
+    within = [size if dim - depth in inner else 1 for dim, size in enumerate(site.fn.batch_shape)]
+    for size in (*within, *site.fn.event_shape[: len(site.fn.event_shape) - len(fn.event_shape)]):
         elements *= size
     if len(values) ** elements > MOST_JOINT_VALUES:
         raise PairError(
@@ -482,4 +486,4 @@ def _support(site: Site) -> Tensor:
             "use a routine that samples (vimco, reweighted_wake_sleep)"
         )
     columns = torch.cartesian_prod(*[torch.arange(len(values))] * elements).reshape(-1, elements)
-    return values[columns].reshape(-1, *site.fn.event_shape)
+    return values[columns].reshape(-1, *within, *site.fn.event_shape)

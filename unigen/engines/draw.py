@@ -402,6 +402,8 @@ class Draw:
     @property
     def score(self) -> Tensor | None:
         """The log density of those sites per datum, or None; refused under a pathwise-only estimator."""
+        if not self.carry:
+            return None  # without running a program that the objective may not have asked for
         drawn = self.sites(self.first)
         terms = []
         for name in self.score_sites:

@@ -128,6 +128,8 @@ class Likelihood(nn.Module):
         super().__init__()
         if name not in LIKELIHOODS:
             raise ValueError(f"no likelihood {name!r}; {nearest(name, LIKELIHOODS)}")
+        if levels is not None and levels < 2:
+            raise ValueError(f"the discretized logistic has at least two grey levels; got levels={levels}")
         self.name, self.levels = name, levels or 256
         self.bounded = bounded or name != "normal"
         if name != "bernoulli":

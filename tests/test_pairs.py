@@ -1,0 +1,431 @@
+"""The pairs: likelihoods, special distributions, flows, mixtures, Boltzmann machines and their kernels, all shapes.
+
+Oracles are exact: sums over every grey level or every state, autograd's Jacobian, a quadrature grid, the transition matrix
+of a kernel, the Metropolis ratio by hand. No test here is statistical.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from unigen import routines
+from unigen.engines import eager
+from unigen.engines.draw import Programs
+from unigen.kernels import Gibbs, Langevin
+from unigen.networks import networks
+from unigen.objectives import log_p
+from unigen.pair import Pair
+from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs.likelihoods import DiscretizedLogistic, Implicit, Stratified
+from unigen.pairs.mixture import SMALLEST_SCALE
+from unigen.phases import Phase, Sleep, Wake
+
+DOUBLE = torch.float64
+LOG_2_PI = math.log(2 * math.pi)
+
+
+def drawn(pair: Pair, expectation: Any, x: Tensor, move: tuple[str, ...] = ()) -> Any:
+    return eager.draw(expectation, Programs(pair, move), pair.bind(x))
+
+
+def optimizers_of(pair: Pair, lr: float = 1e-2) -> dict[str, torch.optim.Optimizer]:
+    return {group: torch.optim.Adam(pair.group(group), lr) for group in ("theta", "phi", "psi") if pair.group(group)}
+
+
+# -- likelihoods -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 256])
+def test_the_discretized_logistic_sums_to_one(levels):
+    loc = torch.tensor([-3.0, -0.2, 0.0, 0.37, 0.5, 1.0, 1.4, 7.0], dtype=DOUBLE)[:, None]
+    scale = torch.tensor([1e-3, 0.02, 0.3, 1.0, 30.0], dtype=DOUBLE)
+    grid = torch.arange(levels, dtype=DOUBLE).view(-1, 1, 1) / (levels - 1)
+    total = torch.logsumexp(DiscretizedLogistic(loc, scale, levels).log_prob(grid), 0)
+    assert total.abs().max() < 1e-10
+
+
+def test_the_discretized_logistic_is_a_difference_of_sigmoids():
+    loc, scale = torch.rand(50, dtype=DOUBLE), 0.05 + torch.rand(50, dtype=DOUBLE)
+    value = torch.randint(1, 255, (50,)).double() / 255
+    upper, lower = (value + 0.5 / 255 - loc) / scale, (value - 0.5 / 255 - loc) / scale
+    expected = torch.log(torch.sigmoid(upper) - torch.sigmoid(lower))
+    assert (DiscretizedLogistic(loc, scale).log_prob(value) - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("log_scale", [-9.0, -2.0, 4.0])
+def test_the_discretized_logistic_has_finite_gradients_far_in_the_tails(dtype, log_scale):
+    loc = torch.tensor([-50.0, -1.0, 0.5, 2.0, 50.0], dtype=dtype).requires_grad_()
+    raw = torch.tensor(log_scale, dtype=dtype).requires_grad_()
+    grid = torch.arange(256, dtype=dtype)[:, None] / 255
+    density = DiscretizedLogistic(loc, raw.exp(), 256).log_prob(grid)
+    gradients = torch.autograd.grad(density.sum(), [loc, raw])
+    assert torch.isfinite(density).all() and all(torch.isfinite(gradient).all() for gradient in gradients)
+    outside = torch.autograd.grad(DiscretizedLogistic(loc, raw.exp(), 256).log_prob(grid[100]).sum(), loc)[0]
+    assert (outside[:2] > 0).all() and (outside[3:] < 0).all()  # the mean is always pulled towards the data
+
+
+def test_the_discretized_logistic_samples_its_grid():
+    value = DiscretizedLogistic(torch.rand(20), torch.tensor(0.5), 5).sample((1000,))
+    assert value.shape == (1000, 20) and set((4 * value).unique().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+@pytest.mark.parametrize("levels", [1, 0, -4])
+def test_a_single_grey_level_is_refused(levels):
+    with pytest.raises(ValueError, match=f"at least two grey levels.*{levels}"):
+        Likelihood("discretized_logistic", levels=levels)
+
+
+def test_likelihoods_by_hand():
+    raw, x = torch.randn(7, 5, dtype=DOUBLE), torch.randint(0, 2, (7, 5)).double()
+    probability = torch.sigmoid(raw)
+    expected = (x * probability.log() + (1 - x) * (1 - probability).log()).sum(-1)
+    bernoulli, bounded = Likelihood("bernoulli"), Likelihood("normal").double()
+    free = Likelihood("normal", bounded=False).double()
+    torch.testing.assert_close(bernoulli.distribution(raw).log_prob(x), expected)
+    for normal, mean in ((bounded, probability), (free, raw)):
+        scale = normal.log_scale.exp()
+        by_hand = (-0.5 * ((x - mean) / scale).square() - scale.log() - 0.5 * LOG_2_PI).sum(-1)
+        torch.testing.assert_close(normal.distribution(raw).log_prob(x), by_hand)
+        torch.testing.assert_close(normal.mean(raw), mean)
+    for name in ("bernoulli", "normal", "discretized_logistic"):
+        distribution = Likelihood(name, levels=16).double().distribution(raw)
+        assert distribution.event_shape == (5,) and distribution.batch_shape == (7,)
+        assert distribution.sample().shape == (7, 5)
+
+
+def test_the_implicit_site_carries_gradient_and_has_no_density():
+    value = torch.randn(3, 4, requires_grad=True)
+    site = Implicit(value)
+    assert site.batch_shape == (3,) and site.event_shape == (4,)
+    assert site.expand((2, 3)).rsample().shape == (2, 3, 4)
+    assert torch.equal(torch.autograd.grad(site.rsample().sum(), value)[0], torch.ones(3, 4))
+    with pytest.raises(NotImplementedError, match="no density"):
+        site.log_prob(value)
+
+
+def test_the_label_is_stratified():
+    label = Stratified.of(torch.zeros(3, 4))
+    assert torch.equal(label.rsample(), torch.tensor([1.0, 1, 1, 0, 0, 0]))
+    assert label.expand((2, 6)).rsample().shape == (2, 6)
+    assert torch.allclose(label.log_prob(label.rsample()).exp(), torch.full((6,), 0.5))
+
+
+# -- flows -------------------------------------------------------------------------------------------------------------
+
+KINDS = ("affine_coupling", "affine_autoregressive")
+every_flow = pytest.mark.parametrize("kind", KINDS)
+in_double = pytest.mark.usefixtures("double")
+before_and_after = pytest.mark.parametrize("trained", [False, True], ids=["at the start", "after training"])
+
+
+@pytest.fixture
+def double():
+    """Pyro inverts an autoregressive transform in torch's default dtype, whatever the dtype of its weights."""
+    torch.set_default_dtype(DOUBLE)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def built(kind: str, dimension: int, trained: bool) -> Any:
+    """A flow fitted (or not) to a bent sheet of noise."""
+    noise = torch.randn(256, dimension, dtype=DOUBLE)
+    x = noise.clone()
+    x[:, 0] = 2 * noise[:, 0]
+    x[:, 1] = 0.5 * noise[:, 1] + 0.4 * noise[:, 0].square()
+    pair = flow(dimension, kind=kind, steps=3, hidden=(16,), start=x.float()).double()
+    if trained:
+        optimizers = optimizers_of(pair)
+        first, last = [eager.step(routines.maximum_likelihood, pair, optimizers, x)[0] for _ in range(25)][::24]
+        assert last > first
+    return pair
+
+
+@every_flow
+@in_double
+@before_and_after
+@pytest.mark.parametrize("dimension", [2, 3, 5])
+def test_the_density_of_a_flow_is_its_jacobian(kind, trained, dimension):
+    pair = built(kind, dimension, trained)
+    x = 1.5 * torch.randn(6, dimension, dtype=DOUBLE)
+    flowing = pair.model.distribution()
+
+    def inverse(row: Tensor) -> Tensor:
+        for transform in reversed(flowing.transforms):
+            row = transform.inv(row)
+        return row
+
+    jacobians = torch.stack([torch.autograd.functional.jacobian(inverse, row) for row in x])
+    base = torch.stack([inverse(row) for row in x])
+    expected = (-0.5 * base.square() - 0.5 * LOG_2_PI).sum(-1) + torch.linalg.slogdet(jacobians)[1]
+    found = drawn(pair, Wake(), x).log_p
+    assert found.shape == (6,) and (found - expected).abs().max() < 1e-8
+
+
+@every_flow
+@in_double
+@before_and_after
+def test_a_flow_integrates_to_one(kind, trained):
+    pair = built(kind, 2, trained)
+    line = torch.linspace(-30, 30, 601, dtype=DOUBLE)
+    density = drawn(pair, Wake(), torch.cartesian_prod(line, line)).log_p.exp()
+    assert abs(density.sum().item() * (line[1] - line[0]).item() ** 2 - 1) < 1e-3
+
+
+@every_flow
+@in_double
+@before_and_after
+def test_a_flow_goes_there_and_back(kind, trained, monkeypatch):
+    pair = built(kind, 4, trained)
+    noise = torch.randn(50, 4, dtype=DOUBLE)
+    monkeypatch.setattr("torch.normal", lambda *_, **__: noise)
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda *_, **__: noise)
+    x = drawn(pair, Sleep(), torch.zeros_like(noise))["x"]
+    moved = drawn(pair, Sleep(), torch.zeros_like(noise), ("theta",))["x"]
+    assert moved.requires_grad and not x.requires_grad and torch.equal(x, moved.detach())
+    back = x.clone()  # a new tensor: no cache can know it
+    for transform in reversed(pair.model.distribution().transforms):
+        back = transform.inv(back)
+    assert (back - noise).abs().max() < 1e-8
+
+
+@every_flow
+@in_double
+def test_a_flow_forgets_its_cache_when_its_weights_move(kind):
+    pair, x = built(kind, 3, False), torch.randn(5, 3, dtype=DOUBLE)
+    dream = drawn(pair, Sleep(), x)["x"]  # fills the caches of every transform
+    densities = [drawn(pair, Wake(), dream).log_p]
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    densities.append(drawn(pair, Wake(), dream).log_p)
+    fresh = drawn(pair, Wake(), dream.clone()).log_p
+    assert torch.equal(densities[1], fresh) and not torch.allclose(densities[0], fresh)
+
+
+# -- mixtures ----------------------------------------------------------------------------------------------------------
+
+
+def two_dimensional(rows: int = 120) -> Tensor:
+    centre = torch.tensor([[0.0, 0.0], [3.0, 1.0], [-1.0, 4.0]], dtype=DOUBLE)
+    return centre[torch.arange(rows) % 3] + torch.randn(rows, 2, dtype=DOUBLE)
+
+
+def evidence(pair: Pair, x: Tensor) -> float:
+    return eager.objective(routines.maximum_likelihood[0], pair, x)[0].item()
+
+
+def test_the_evidence_of_a_mixture_is_exact():
+    x = two_dimensional()
+    pair: Any = mixture(3, x.float()).double()
+    model = pair.model
+    with torch.no_grad():
+        model.logits.normal_()
+    total = torch.zeros(len(x), dtype=DOUBLE)
+    for k in range(3):
+        scale = model.log_scale[k].exp()
+        one = torch.exp(-0.5 * ((x - model.loc[k]) / scale).square()) / (scale * math.sqrt(2 * math.pi))
+        total = total + torch.softmax(model.logits, 0)[k] * one.prod(-1)
+    assert evidence(pair, x) == pytest.approx(total.log().mean().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "bernoulli"])
+def test_em_never_lowers_the_evidence(likelihood):
+    for seed in range(20):
+        x = two_dimensional(60) if likelihood == "normal" else (torch.rand(60, 6) < torch.rand(6)).double()
+        pair = mixture(4, x.float(), likelihood=likelihood, seed=seed).double()
+        values = [evidence(pair, x)]
+        for _ in range(6):
+            eager.step(routines.em, pair, {}, x)
+            values.append(evidence(pair, x))
+        assert all(after >= before - 1e-10 for before, after in itertools.pairwise(values)), values
+        assert values[-1] > values[0] + 1e-3
+
+
+def test_em_reaches_the_closed_form_of_clusters_far_apart():
+    centre = torch.tensor([[-500.0, 0.0], [500.0, 100.0]], dtype=DOUBLE)
+    label = (torch.arange(90) % 3 == 0).long()
+    x = centre[label] + torch.randn(90, 2, dtype=DOUBLE)
+    pair: Any = mixture(2, x.float()).double()
+    with torch.no_grad():
+        pair.model.loc.copy_(centre + 5)
+    for _ in range(3):
+        eager.step(routines.em, pair, {}, x)
+    share = torch.softmax(pair.model.logits, 0)
+    for k in range(2):
+        rows = x[label == k]
+        assert share[k].item() == pytest.approx(len(rows) / 90, abs=1e-12)
+        torch.testing.assert_close(pair.model.loc[k], rows.mean(0), rtol=0, atol=1e-10)
+        torch.testing.assert_close(pair.model.log_scale[k].exp(), rows.std(0, correction=0), rtol=0, atol=1e-10)
+
+
+def test_em_keeps_a_floor_under_the_scales():
+    x = torch.cat([torch.zeros(10, 2), 5 + torch.randn(20, 2)]).double()
+    pair: Any = mixture(2, x.float()).double()
+    with torch.no_grad():
+        pair.model.loc.copy_(torch.tensor([[0.0, 0.0], [5.0, 5.0]]))
+    values = []
+    for _ in range(10):
+        eager.step(routines.em, pair, {}, x)
+        values.append(evidence(pair, x))
+    assert pair.model.log_scale.exp().min().item() == pytest.approx(SMALLEST_SCALE)
+    assert all(after >= before - 1e-10 for before, after in itertools.pairwise(values))
+
+
+# -- Boltzmann machines and kernels ------------------------------------------------------------------------------------
+
+
+def states(size: int) -> Tensor:
+    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=DOUBLE)
+
+
+def machine(dimension: int, hidden: int) -> Any:
+    pair: Any = rbm(dimension, hidden).double()
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.normal_()
+    return pair
+
+
+@pytest.mark.parametrize(("dimension", "hidden"), [(3, 4), (4, 3), (1, 1), (5, 2)])
+def test_log_z_is_the_sum_over_every_state(dimension, hidden):
+    pair = machine(dimension, hidden)
+    model, x, h = pair.model, states(dimension), states(hidden)
+    energy = x @ model.weight @ h.T + (x @ model.visible)[:, None] + (h @ model.hidden)[None]
+    assert model.distribution.log_partition().item() == pytest.approx(torch.logsumexp(energy, (0, 1)).item(), abs=1e-12)
+    torch.testing.assert_close(model.distribution.log_prob(x), torch.logsumexp(energy, 1))
+
+
+def test_log_z_refuses_what_it_cannot_enumerate():
+    with pytest.raises(ValueError, match="21 units, at most 20"):
+        rbm(30, 21).model.distribution.log_partition()  # type: ignore[union-attr]
+
+
+def test_gibbs_leaves_the_machine_invariant(monkeypatch):
+    pair = machine(3, 2)
+    x, h = states(3), states(2)
+    log_p_of_x = pair.model.distribution.log_prob(x)
+    stationary = torch.softmax(log_p_of_x, 0)
+    transition = torch.zeros(8, 8, dtype=DOUBLE)
+    for hidden in h:
+        seen: list[Tensor] = []
+
+        def bernoulli(probability: Tensor, hidden: Tensor = hidden, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(probability)
+            return hidden.expand(probability.shape) if len(seen) == 1 else probability
+
+        monkeypatch.setattr("torch.bernoulli", bernoulli)
+        Gibbs()(Programs(pair), {"x": x})
+        to_hidden = torch.where(hidden > 0, seen[0], 1 - seen[0]).prod(-1)  # p(h|x), one for each x
+        to_visible = torch.where(x[None] > 0, seen[1][:, None], 1 - seen[1][:, None]).prod(-1)  # p(x'|h)
+        transition += to_hidden[:, None] * to_visible
+    assert (transition.sum(1) - 1).abs().max() < 1e-12
+    assert (stationary @ transition - stationary).abs().max() < 1e-12
+    assert not torch.allclose(transition, stationary.expand(8, 8), atol=1e-3)  # one sweep is no independent sample
+
+
+@pytest.mark.parametrize("plated", [True, False], ids=["rows", "one datum"])
+def test_langevin_accepts_by_the_metropolis_ratio(plated, monkeypatch):
+    size = 0.7
+    pair = built("affine_coupling", 2, True)
+    if not plated:
+        flowing = pair.model
+
+        def program(x: Tensor) -> None:
+            pyro.sample("x", flowing.distribution(), obs=x)
+
+        pair = Pair(program)
+    x, there = torch.randn(40, 2, dtype=DOUBLE), torch.randn(40, 2, dtype=DOUBLE)
+    rows = [slice(None)] if plated else list(range(40))
+    answers = []
+    for row in rows:
+        start, end = x[row], there[row]
+
+        def log_density(value: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = value.clone().requires_grad_()
+            density = drawn(pair, Wake(), leaf, ("theta",)).log_p
+            return density.detach(), torch.autograd.grad(density.sum(), leaf)[0]
+
+        (here, slope), (other, back) = log_density(start), log_density(end)
+
+        def log_q(to: Tensor, origin: Tensor, drift: Tensor) -> Tensor:
+            mean = origin + 0.5 * size**2 * drift
+            return torch.distributions.Normal(mean, size).log_prob(to).sum(-1)
+
+        ratio = other + log_q(start, end, back) - here - log_q(end, start, slope)
+        noise = (end - start - 0.5 * size**2 * slope) / size
+        monkeypatch.setattr("torch.randn_like", lambda *_, noise=noise, **__: noise)
+        for factor, accepted in ((-1e-6, True), (1e-6, False)):
+            threshold = (ratio + factor).exp()
+            monkeypatch.setattr("torch.rand_like", lambda *_, threshold=threshold, **__: threshold)
+            moved = Langevin(size)(Programs(pair), {"x": start})["x"]
+            torch.testing.assert_close(moved, end if accepted else start, rtol=0, atol=1e-12)
+        answers.append(ratio)
+    assert torch.cat([answer.reshape(-1) for answer in answers]).std() > 0.1
+
+
+def test_the_persistent_chain_goes_on_and_the_other_restarts():
+    x = states(4)
+    pair = machine(4, 3)
+    routine = routines.contrastive_divergence(1, persistent=True)
+    eager.step(routine, pair, optimizers_of(pair, 1e-9), x)
+    (first,) = (chain.clone() for chain in pair.chains.values())
+    seen = []
+    pair.model.register_forward_hook(lambda module, inputs, kwargs, out: seen.append(kwargs["x"]), with_kwargs=True)
+    eager.step(routine, pair, optimizers_of(pair, 1e-9), x)
+    assert any(torch.equal(value, first) for value in seen)
+    seen.clear()
+    eager.step(routines.contrastive_divergence, pair, optimizers_of(pair, 1e-9), x)
+    assert torch.equal(seen[0], x) and not any(torch.equal(value, first) for value in seen)
+
+
+# -- belief networks, and the shapes of images -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [(5,), (5, 4), (5, 4, 3)])
+def test_belief_networks_of_every_depth(layers):
+    mean = torch.linspace(0, 1, 7)
+    pair: Any = sigmoid_belief(7, layers, mean=mean)
+    torch.testing.assert_close(pair.model.down[0].bias, torch.logit(mean.clamp(0.001, 0.999)))
+    x = (torch.rand(6, 7) < 0.5).float()
+    awake, asleep = drawn(pair, Wake(2), x), drawn(pair, Sleep(), x)
+    for level, width in enumerate(layers, 1):
+        assert awake[f"h{level}"].shape == (2, 6, width) and asleep[f"h{level}"].shape == (6, width)
+        assert set(awake[f"h{level}"].unique().tolist()) <= {0.0, 1.0}
+    assert awake.log_p.shape == awake.log_q.shape == (2, 6) and asleep.log_p.shape == asleep.log_q.shape == (6,)
+    assert asleep["x"].shape == (6, 7) and awake.latents == [f"h{level}" for level in range(len(layers), 0, -1)]
+    for routine in (routines.wake_sleep, routines.reweighted_wake_sleep(2), routines.vimco(2), routines.reinforce):
+        assert all(torch.isfinite(value) for value in eager.step(routine, pair, optimizers_of(pair), x))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal", "discretized_logistic"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)], ids=str)
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_latent_and_adversarial_pairs_of_every_image(kind, shape, likelihood):
+    size = math.prod(shape)
+    shared = networks(kind, shape, 3, hidden=(12,), channels=4)
+    pair, game = latent(shared, likelihood), adversarial(shared, likelihood)
+    x = (torch.rand(2, size) < 0.5).float()
+    awake, asleep = drawn(pair, Wake(2), x), drawn(pair, Sleep(), x)
+    assert awake["z"].shape == (2, 2, 3) and awake.log_p.shape == awake.log_q.shape == (2, 2)
+    assert asleep["x"].shape == (2, size) and asleep.log_q.shape == (2,)
+    assert bool(torch.isfinite(awake.log_p).all()) and bool(torch.isfinite(awake.log_q).all())
+    played = drawn(game, Sleep(), x)
+    assert played["x"].shape == (4, size) and torch.equal(played["x"][:2], x) and played.log_q.shape == (4,)
+    assert 0 <= played["x"].min() and played["x"].max() <= 1
+    assert all(torch.isfinite(v) for v in eager.step(routines.vae, pair, optimizers_of(pair), x))
+    assert all(torch.isfinite(v) for v in eager.step(routines.gan, game, optimizers_of(game), x))
+
+
+def test_a_phase_of_log_p_sees_the_likelihood_and_the_prior_apart():
+    pair = latent(networks("mlp", (5,), 2, hidden=(4,)), "normal").double()
+    sample = drawn(pair, Wake(3), torch.rand(4, 5, dtype=DOUBLE))
+    prior = (-0.5 * sample["z"].square() - 0.5 * LOG_2_PI).sum(-1)
+    torch.testing.assert_close(sample.log_prior, prior)
+    torch.testing.assert_close(sample.log_likelihood + prior, log_p(sample))
+    assert Phase(log_p, Wake(3), ("theta",)).move == ("theta",)

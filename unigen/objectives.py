@@ -121,7 +121,7 @@ def iwae_reversed(draw: Any) -> Tensor:
 
 def critic(draw: Any, **given: Tensor) -> Tensor:
     """f(x) = log q(y=1|x) - log q(y=0|x), the log odds of the guide, in the role of a critic."""
-    return draw.log_q_at("y", 1, **given) - draw.log_q_at("y", 0, **given)
+    return draw.log_odds("y", **given)
 
 
 def critic_gap(draw: Any) -> Tensor:

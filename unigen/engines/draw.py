@@ -369,20 +369,27 @@ class Draw:
             return self._total("frozen guide", self._sites["frozen guide"].values())
         return self._total("guide", self.sites("guide").values())
 
-    def log_q_at(self, site: str, value: Any, **given: Tensor) -> Tensor:
-        """Return the log density of one guide site at ``value``, with some data replaced by ``given``."""
+    def log_q_at(self, site: str, value: Any) -> Tensor:
+        """Return the log density of one guide site at ``value``, a tensor of its shape or a number."""
+        return self._log_q_values(site, [value])[0]
+
+    def log_odds(self, site: str, **given: Tensor) -> Tensor:
+        """Return log q(site = 1) - log q(site = 0) of a binary guide site, with some data replaced by ``given``."""
+        one, zero = self._log_q_values(site, [1, 0], given)
+        return one - zero
+
+    def _log_q_values(self, site: str, values: list[Any], given: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         if given:
             sites = self.programs.run("guide", {**self.data, **given}, particles=self.particles, grad=True)
         else:
             sites = self.sites("guide")
         if site not in sites:
             raise PairError(f"the routine reads log q of site '{site}', which the guide lacks; use an adversarial pair")
-        fn = sites[site].fn
-        value = value if isinstance(value, Tensor) else torch.as_tensor(float(value), device=sites[site].value.device)
+        fn, like = sites[site].fn, sites[site].value
         with torch.set_grad_enabled((bool(given) or self._grad("guide")) and torch.is_grad_enabled()):
-            return self.per_datum(
-                sites[site], value.to(sites[site].value.dtype).expand(fn.batch_shape + fn.event_shape)
-            )
+            shape = fn.batch_shape + fn.event_shape
+            full = [v.to(like.dtype).expand(shape) if isinstance(v, Tensor) else like.new_full(shape, v) for v in values]
+            return [self.per_datum(sites[site], value) for value in full]
 
     # -- the score function --
 

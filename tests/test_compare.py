@@ -108,7 +108,22 @@ def test_sample_and_report_work_on_a_finished_comparison(comparison, tmp_path, c
 
 def test_a_density_reports_the_pacgan_protocol(tmp_path):
     out = tmp_path / "ring"
-    assert run("compare", "--data", "ring", "--routines", "gan", "maximum_likelihood", "--seeds", "1", "--out", str(out), *TINY) == 0
+    assert (
+        run(
+            "compare",
+            "--data",
+            "ring",
+            "--routines",
+            "gan",
+            "maximum_likelihood",
+            "--seeds",
+            "1",
+            "--out",
+            str(out),
+            *TINY,
+        )
+        == 0
+    )
     found = results(out)
     assert found["gan", 1]["metrics"]["modes"]["of"] == 8
     assert 0 <= found["gan", 1]["metrics"]["high_quality"]["value"] <= 1

@@ -116,7 +116,7 @@ def _check_phase(phase: Phase, where: str, pair: Pair, x: Any) -> None:
     from unigen.engines.eager import objective
 
     for group in phase.move:
-        if not pair.group(group):
+        if not pair.group(group) and not (group == "theta" and "phi" in phase.move):  # a Bayesian model may be fixed
             raise PairError(f"{where} moves {group}, but the pair has no {group} parameters; {_REMEDY[group]}")
     if phase.solve and (phase.move != ("theta",) or not hasattr(pair.model, "solve")):
         raise PairError(
@@ -132,7 +132,7 @@ def _check_phase(phase: Phase, where: str, pair: Pair, x: Any) -> None:
 
 
 _REMEDY = {
-    "theta": "give the model networks",
+    "theta": "give the model networks, or use a routine that moves the guide (vae, iwae)",
     "phi": "give the pair a guide with networks, or use a routine for explicit models (maximum_likelihood)",
     "psi": "pass psi={name: network} to the pair",
 }

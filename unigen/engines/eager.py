@@ -208,7 +208,8 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
             raise PairError(f"the phase '{phase}' does not depend on {', '.join(phase.move)}")
         (-surrogate).backward(inputs=moved)
         for group in phase.move:
-            optimizers[group].step()
+            if group in optimizers:  # a Bayesian model may have no parameters
+                optimizers[group].step()
     with torch.no_grad():
         if phase.project is not None:
             phase.project(moved)
@@ -247,7 +248,7 @@ def step(
     """
     check_once(routine, pair, x)
     for phase in routine:
-        missing = [group for group in phase.move if group not in optimizers]
+        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
         if missing and not phase.solve:
             raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
     values = []

@@ -43,20 +43,24 @@ from unigen.phases import (
     Baseline,
     Chain,
     ClipWeights,
+    DoublyReparameterized,
     Enumerate,
     LeaveOneOut,
     Objective,
     Optimizer,
+    Pathwise,
     Phase,
     Routine,
     ScoreFunction,
     Sleep,
+    StickingTheLanding,
     Tilted,
     Wake,
     declare,
 )
 
 __all__ = [
+    "ESTIMATORS",
     "aavae",
     "beta_vae",
     "by_name",
@@ -89,6 +93,19 @@ LATENT, DISCRETE, ADVERSARIAL = ("latent", "sigmoid_belief", "mixture"), ("sigmo
 EXACT = ("flow", "mixture")
 GAN_ADAM = Optimizer("Adam", 2e-4, (0.5, 0.999))
 WGAN_ADAM = Optimizer("Adam", 1e-4, (0.0, 0.9))
+
+ESTIMATORS = {
+    "pathwise": Pathwise(),
+    "score_function": ScoreFunction(),
+    "sticking_the_landing": StickingTheLanding(),
+    "doubly_reparameterized": DoublyReparameterized(),
+}
+
+
+def _estimator(choice: Any) -> Any:
+    if isinstance(choice, str) and choice not in ESTIMATORS:
+        raise ValueError(f"no estimator {choice!r}; {nearest(choice, ESTIMATORS)}")
+    return ESTIMATORS[choice] if isinstance(choice, str) else choice
 
 
 # -- likelihood and bounds ---------------------------------------------------------------------------------------------
@@ -123,12 +140,13 @@ def variational_em(steps: int = 1) -> Phases:
 
 
 @declare("Kingma & Welling 2014", "https://arxiv.org/abs/1312.6114", LATENT)
-def vae() -> Phases:
+def vae(estimator: Any = None) -> Phases:
     """max_θ,φ E_data E_q[log p_θ(x, z) - log q_φ(z|x)]
 
-    The wake phase, extended to the guide: both programs climb the evidence lower bound.
+    The wake phase, extended to the guide: both programs climb the evidence lower bound. ``estimator``: of ``ESTIMATORS``;
+    by default pathwise where a site has a reparameterization, the score function elsewhere.
     """
-    return (Phase(elbo, Wake(), THETA + PHI),)
+    return (Phase(elbo, Wake(), THETA + PHI, estimator=_estimator(estimator)),)
 
 
 @declare("Higgins et al. 2017", "https://openreview.net/forum?id=Sy2fzU9gl", LATENT)
@@ -144,9 +162,9 @@ def beta_vae(beta: float = 4.0) -> Phases:
 def iwae(k: int = 5, estimator: Any = None) -> Phases:
     """max_θ,φ E_data E_q log (1/K) Σ_k p_θ(x, z_k) / q_φ(z_k|x)
 
-    A tighter bound from K samples. ``estimator=DoublyReparameterized()`` keeps the guide's gradient from fading with K.
+    A tighter bound from K samples. The estimator ``"doubly_reparameterized"`` keeps the guide's gradient from fading.
     """
-    return (Phase(iwae_bound, Wake(k), THETA + PHI, estimator=estimator),)
+    return (Phase(iwae_bound, Wake(k), THETA + PHI, estimator=_estimator(estimator)),)
 
 
 @declare("Mnih & Gregor 2014", "https://arxiv.org/abs/1402.0030", DISCRETE)

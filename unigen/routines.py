@@ -122,7 +122,7 @@ def maximum_likelihood() -> Phases:
 
 @declare("Dempster, Laird & Rubin 1977", "https://doi.org/10.1111/j.2517-6161.1977.tb01600.x", ("mixture",))
 def em(closed_form: bool = True) -> Phases:
-    """E: q* = p_θ(z|x);  M: max_θ E_data E_q*[log p_θ(x, z)]
+    """E: q* = p_θ(z|x);  M: max_θ E_data E_{q*}[log p_θ(x, z)]
 
     The E-step is exact, by enumeration; the M-step is solved where the model can, else climbed.
     """
@@ -141,7 +141,7 @@ def variational_em(steps: int = 1) -> Phases:
 
 @declare("Kingma & Welling 2014", "https://arxiv.org/abs/1312.6114", LATENT)
 def vae(estimator: Any = None) -> Phases:
-    """max_θ,φ E_data E_q[log p_θ(x, z) - log q_φ(z|x)]
+    """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)]
 
     The wake phase, extended to the guide: both programs climb the evidence lower bound. ``estimator``: of ``ESTIMATORS``;
     by default pathwise where a site has a reparameterization, the score function elsewhere.
@@ -151,7 +151,7 @@ def vae(estimator: Any = None) -> Phases:
 
 @declare("Higgins et al. 2017", "https://openreview.net/forum?id=Sy2fzU9gl", LATENT)
 def beta_vae(beta: float = 4.0) -> Phases:
-    """max_θ,φ E_data[E_q log p_θ(x|z) - β KL(q_φ(z|x) || p(z))]
+    """max_{θ,φ} E_data[E_q log p_θ(x|z) - β KL(q_φ(z|x) || p(z))]
 
     The VAE with its divergence from the prior weighted; β = 1 is the VAE.
     """
@@ -160,7 +160,7 @@ def beta_vae(beta: float = 4.0) -> Phases:
 
 @declare("Burda, Grosse & Salakhutdinov 2016", "https://arxiv.org/abs/1509.00519", LATENT)
 def iwae(k: int = 5, estimator: Any = None) -> Phases:
-    """max_θ,φ E_data E_q log (1/K) Σ_k p_θ(x, z_k) / q_φ(z_k|x)
+    """max_{θ,φ} E_data E_q log (1/K) Σ_k p_θ(x, z_k) / q_φ(z_k|x)
 
     A tighter bound from K samples. The estimator ``"doubly_reparameterized"`` keeps the guide's gradient from fading.
     """
@@ -169,7 +169,7 @@ def iwae(k: int = 5, estimator: Any = None) -> Phases:
 
 @declare("Mnih & Gregor 2014", "https://arxiv.org/abs/1402.0030", DISCRETE)
 def nvil() -> Phases:
-    """max_θ,φ E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by (L - b_ψ(x)) ∇ log q_φ
+    """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by (L - b_ψ(x)) ∇ log q_φ
 
     The VAE's bound for discrete latents, with a learned and a running baseline that lower the score function's variance.
     """
@@ -181,7 +181,7 @@ def nvil() -> Phases:
 
 @declare("Williams 1992; Ranganath, Gerrish & Blei 2014", "https://doi.org/10.1007/BF00992696", DISCRETE)
 def reinforce() -> Phases:
-    """max_θ,φ E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by L ∇ log q_φ
+    """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by L ∇ log q_φ
 
     The score function without a control variate: unbiased, and of large variance.
     """
@@ -190,7 +190,7 @@ def reinforce() -> Phases:
 
 @declare("Mnih & Rezende 2016", "https://arxiv.org/abs/1602.06725", DISCRETE)
 def vimco(k: int = 5) -> Phases:
-    """max_θ,φ E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x)
+    """max_{θ,φ} E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x)
 
     The importance-weighted bound for discrete latents; each particle's baseline comes from the others.
     """
@@ -202,7 +202,7 @@ def vimco(k: int = 5) -> Phases:
 
 @declare("Hinton, Dayan, Frey & Neal 1995", "https://doi.org/10.1126/science.7761831", LATENT)
 def wake_sleep() -> Phases:
-    """wake: max_θ E_data E_q[log p_θ(x, z)];  sleep: max_φ E_p_θ(x,z)[log q_φ(z|x)]
+    """wake: max_θ E_data E_q[log p_θ(x, z)];  sleep: max_φ E_{p_θ(x,z)}[log q_φ(z|x)]
 
     Each program learns by maximum likelihood from the other's samples; no gradient passes through a sample.
     """
@@ -211,7 +211,7 @@ def wake_sleep() -> Phases:
 
 @declare("Bornschein & Bengio 2015; Le et al. 2019", "https://arxiv.org/abs/1406.2751", LATENT)
 def reweighted_wake_sleep(k: int = 5, sleep: bool = True, wake: bool = True) -> Phases:
-    """max_θ,φ E_data E_q*[log p_θ(x, z) + log q_φ(z|x)], q* = Σ_k w̃_k δ(z_k);  sleep: max_φ E_p_θ[log q_φ(z|x)]
+    """max_{θ,φ} E_data E_{q*}[log p_θ(x, z) + log q_φ(z|x)], q* = Σ_k w̃_k δ(z_k);  sleep: max_φ E_{p_θ}[log q_φ(z|x)]
 
     K weighted samples of the guide stand for the posterior. ``wake``, ``sleep``: which of the guide's two updates to use.
     """
@@ -232,7 +232,7 @@ def reweighted_wake_sleep(k: int = 5, sleep: bool = True, wake: bool = True) -> 
     GAN_ADAM,
 )
 def gan() -> Phases:
-    """max_φ E_p_θ(x|y)p(y)[log q_φ(y|x)];  max_θ E_p_θ(x|y)p(y)[log q^r_φ(y|x)]
+    """max_φ E_{p_θ(x|y)p(y)}[log q_φ(y|x)];  max_θ E_{p_θ(x|y)p(y)}[log q^r_φ(y|x)]
 
     The sleep phase of the discriminator, and its extension to the generator with the label reversed (non-saturating).
     """
@@ -241,7 +241,7 @@ def gan() -> Phases:
 
 @declare("Goodfellow et al. 2014", "https://arxiv.org/abs/1406.2661", ADVERSARIAL, GAN_ADAM)
 def gan_minimax() -> Phases:
-    """min_θ max_φ E_p_θ(x|y)p(y)[log q_φ(y|x)]
+    """min_θ max_φ E_{p_θ(x|y)p(y)}[log q_φ(y|x)]
 
     The generator descends what the discriminator climbs; its gradient fades where the discriminator is sure.
     """
@@ -250,7 +250,7 @@ def gan_minimax() -> Phases:
 
 @declare("Nowozin, Cseke & Tomioka 2016", "https://arxiv.org/abs/1606.00709", ADVERSARIAL, GAN_ADAM)
 def f_gan(f: str = "jensen_shannon") -> Phases:
-    """min_θ max_φ E_data[T_φ(x)] - E_p_θ[f*(T_φ(x))]
+    """min_θ max_φ E_data[T_φ(x)] - E_{p_θ}[f*(T_φ(x))]
 
     A variational bound on an f-divergence, by name; the critic T is the guide's log odds through g_f.
     """
@@ -261,7 +261,7 @@ def f_gan(f: str = "jensen_shannon") -> Phases:
     "Arjovsky, Chintala & Bottou 2017", "https://arxiv.org/abs/1701.07875", ADVERSARIAL, Optimizer("RMSprop", 5e-5)
 )
 def wgan(clip: float = 0.01, critic_steps: int = 5) -> Phases:
-    """min_θ max_|φ|≤c E_data[f_φ(x)] - E_p_θ[f_φ(x)]
+    """min_θ max_{|φ|≤c} E_data[f_φ(x)] - E_{p_θ}[f_φ(x)]
 
     The Wasserstein critic, its weights clipped to [-c, c] after each step.
     """
@@ -273,7 +273,7 @@ def wgan(clip: float = 0.01, critic_steps: int = 5) -> Phases:
 
 @declare("Gulrajani et al. 2017", "https://arxiv.org/abs/1704.00028", ADVERSARIAL, WGAN_ADAM)
 def wgan_gp(penalty: float = 10.0, critic_steps: int = 5) -> Phases:
-    """max_φ E_data f - E_p_θ f - λ E(|∇f(x̂)| - 1)²;  max_θ E_p_θ f_φ(x)
+    """max_φ E_data f - E_{p_θ} f - λ E(|∇f(x̂)| - 1)²;  max_θ E_{p_θ} f_φ(x)
 
     The Wasserstein critic with its slope held near one on lines between data and samples.
     """
@@ -294,7 +294,7 @@ def mmd() -> Phases:
 
 @declare("Hu, Yang, Salakhutdinov & Xing 2018", "https://arxiv.org/abs/1706.00550", ("latent",))
 def aavae() -> Phases:
-    """max_ψ E[log q_ψ(y|x)];  max_θ,φ E_x[q^r_ψ(y=0|x) (E_q log p_θ(x, z) - log q_φ(z|x))], x from data and dreams
+    """max_ψ E[log q_ψ(y|x)];  max_{θ,φ} E_x[q^r_ψ(y=0|x) (E_q log p_θ(x, z) - log q_φ(z|x))], x from data and dreams
 
     The adversary-activated VAE: data and dreams both teach it, each as far as the discriminator takes it for real.
     """
@@ -325,10 +325,10 @@ def posterior_regularization(
     implicit: bool = False,
     base: Routine | Phases = (),
 ) -> Phases:
-    """E: q* ∝ p_θ exp(α f);  M: max_θ E_q*[log p_θ];  max_ψ E_data f_ψ - E_q* f_ψ
+    """E: q* ∝ p_θ exp(α f);  M: max_θ E_{q*}[log p_θ];  max_ψ E_data f_ψ - E_{q*} f_ψ
 
     After the phases of ``base``, the model learns from its own samples reweighted by the constraint f (an objective, or
-    the name of a psi network). ``implicit``: the reverse-KL form max_θ E_p_θ[α f] for a pair without density. ``learn``:
+    the name of a psi network). ``implicit``: the reverse-KL form max_θ E_{p_θ}[α f] for a pair without density. ``learn``:
     the constraint learns too, as a reward that the data earn and q* does not.
     """
     constraint = Network(f) if isinstance(f, str) else f
@@ -361,7 +361,7 @@ def persistent_contrastive_divergence(k: int = 1, kernel: Any = None) -> Phases:
 def standard_equation(
     alpha: float = 1.0, beta: float = 0.0, divergence: str = "cross_entropy", experience: Objective | str = "data"
 ) -> Phases:
-    """min_q,θ -α H(q) + β D(q, p_θ) - E_q[f]
+    """min_{q,θ} -α H(q) + β D(q, p_θ) - E_q[f]
 
     One objective for the field: ``experience`` f is ``"data"``, ``"critic"`` (learned, adversarial), or a constraint.
     Cross entropy with data and β → 0 is maximum likelihood; a critic with α = 0 is gan (``"jensen_shannon"``), f_gan (an

@@ -175,13 +175,8 @@ class Draw:
         values: Mapping[str, Tensor] | None = None,
         labels: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.programs, self.pair, self.data, self.particles, self.first = (
-            programs,
-            programs.pair,
-            data,
-            particles,
-            first,
-        )
+        self.programs, self.pair, self.data = programs, programs.pair, data
+        self.particles, self.first = particles, first
         self.given = values or {}
         self.labels = labels or {}
         self.enumerated = False
@@ -214,7 +209,7 @@ class Draw:
         )
 
     def _run_second(self, which: str) -> dict[str, Site]:
-        values = {site.name: site.value for site in self.sites(self.first).values() if not self._is_data(site)}
+        values = {site.name: site.value for site in self.sites(self.first).values() if not site.observed}
         if self.first == "guide":
             data = self.data
         else:
@@ -225,7 +220,7 @@ class Draw:
             data,
             values=values,
             particles=self.particles,
-            grad=("theta" if which == "model" else "phi") in self.programs.move or self.carry,
+            grad=self._grad(which),
             frozen=which == "model" and self.programs.freeze_model,
         )
         for name, site in sites.items():
@@ -241,9 +236,6 @@ class Draw:
                         f"site '{name}' of the guide is not in the model; remove it or name it as the model does"
                     )
         return sites
-
-    def _is_data(self, site: Site) -> bool:
-        return site.observed
 
     def detached(self) -> dict[str, Tensor]:
         """Return the first program's values without gradient."""
@@ -324,11 +316,8 @@ class Draw:
             raise PairError(
                 f"site '{site.name}' has batch shape {tuple(site.fn.batch_shape)}: neither per datum nor global; declare its "
                 f"own dimensions with .to_event({len(outside)})"
-                + (
-                    ""
-                    if layout.batched
-                    else f", or put the program's rows in pyro.plate('{self.pair.batch_plate}', len(x))"
-                )
+                + f", or put the program's rows in pyro.plate('{self.pair.batch_plate}', len(x))"
+                * (not layout.batched)
             )
         summed = [d for d in range(-depth, 0) if d not in kept]
         return log_density.sum(summed) if summed else log_density
@@ -388,7 +377,9 @@ class Draw:
         fn, like = sites[site].fn, sites[site].value
         with torch.set_grad_enabled((bool(given) or self._grad("guide")) and torch.is_grad_enabled()):
             shape = fn.batch_shape + fn.event_shape
-            full = [v.to(like.dtype).expand(shape) if isinstance(v, Tensor) else like.new_full(shape, v) for v in values]
+            full = [
+                v.to(like.dtype).expand(shape) if isinstance(v, Tensor) else like.new_full(shape, v) for v in values
+            ]
             return [self.per_datum(sites[site], value) for value in full]
 
     # -- the score function --

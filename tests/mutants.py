@@ -1,0 +1,328 @@
+"""Planted bugs: each replaces one piece of text in one function of unigen, and names the exact case that must notice.
+
+``plant`` swaps the function's code object, so that every reference to it is mutated, and pytest's monkeypatch puts it back.
+A mutant whose text is no longer there once fails loudly: move it along with the code.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+import textwrap
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import pytest
+
+__all__ = ["MUTANTS", "Mutant", "plant"]
+
+EAGER, DRAW, OBJECTIVES = "unigen.engines.eager", "unigen.engines.draw", "unigen.objectives"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in the function ``where`` (module:name); the exact ``case`` must be off by over 1e-6."""
+
+    name: str
+    where: str
+    old: str
+    new: str
+    case: str
+
+
+def plant(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutate the running function until the test ends; ``ValueError`` if its text is not there exactly once."""
+    module_name, _, path = mutant.where.partition(":")
+    target: Any = importlib.import_module(module_name)
+    for part in path.split("."):
+        target = inspect.getattr_static(target, part)
+    function: Any = target.fget if isinstance(target, property) else target
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.old!r} occurs {source.count(mutant.old)} times in {mutant.where}")
+    flags = __future__.annotations.compiler_flag
+    compiled = compile(source.replace(mutant.old, mutant.new), mutant.where, "exec", flags, dont_inherit=True)
+    (code,) = [c for c in compiled.co_consts if isinstance(c, CodeType) and c.co_name == function.__name__]
+    monkeypatch.setattr(function, "__code__", code)
+
+
+MUTANTS = (
+    # -- the score function --
+    Mutant(
+        "score term with the wrong sign",
+        f"{EAGER}:_estimate",
+        "surrogate + term.mean()",
+        "surrogate - term.mean()",
+        "vae 1, one layer, N=2",
+    ),
+    Mutant(
+        "score term dropped (the guide's iwae gradient of alpha = 0 Renyi bounds)",
+        f"{EAGER}:_estimate",
+        "None if sample.enumerated else sample.score",
+        "None",
+        "iwae(2) 1, one layer, N=1",
+    ),
+    Mutant(
+        "signal scaled by 1.02",
+        f"{EAGER}:_estimate",
+        "signal = f.detach()",
+        "signal = 1.02 * f.detach()",
+        "reinforce 1, one layer, N=2",
+    ),
+    Mutant("signal not detached", f"{EAGER}:_estimate", "signal = f.detach()", "signal = f", "vae 1, two layers, N=2"),
+    Mutant(
+        "score averaged over the particles instead of summed",
+        f"{EAGER}:_estimate",
+        "term.sum(0)",
+        "term.mean(0)",
+        "iwae(2) 1, one layer, N=1",
+    ),
+    Mutant(
+        "score of the first site only",
+        f"{DRAW}:Draw.score",
+        "self._total(self.first, terms)",
+        "self._total(self.first, terms[:1])",
+        "vae 1, two layers, N=2",
+    ),
+    Mutant(
+        "samples never carry gradient",
+        f"{DRAW}:Draw.__init__",
+        "drawer in programs.move",
+        "False",
+        "vae 1, normal, N=1",
+    ),
+    # -- control variates --
+    Mutant(
+        "baseline in the signal's place",
+        f"{EAGER}:_estimate",
+        "signal - _control_variate",
+        "_control_variate",
+        "nvil 1, one layer, N=2",
+    ),
+    Mutant(
+        "VIMCO's baseline holds the particle itself",
+        f"{EAGER}:_control_variate",
+        "swapped[index, index] = geometric",
+        "swapped[index, index] = log_w",
+        "vimco(2) 1, one layer, N=1",
+    ),
+    Mutant(
+        "leave-one-out holds the particle itself",
+        f"{EAGER}:_control_variate",
+        "(signal.sum(0) - signal) / others",
+        "signal.sum(0) / sample.particles",
+        "elbo, mean of three particles, leave one out",
+    ),
+    Mutant(
+        "NVIL's baseline fits the absolute error",
+        f"{OBJECTIVES}:baseline_fit",
+        "-error.square()",
+        "-error.abs()",
+        "nvil 2, one layer, N=2",
+    ),
+    # -- bounds and densities --
+    Mutant(
+        "entropy dropped", f"{OBJECTIVES}:log_weight", "draw.log_p - draw.log_q", "draw.log_p", "vae 1, symbols, N=2"
+    ),
+    Mutant(
+        "K off by one in log-mean-exp",
+        f"{OBJECTIVES}:log_mean_exp",
+        "math.log(draw.particles)",
+        "math.log(draw.particles - 1)",
+        "iwae(2) 1, symbols, N=1",
+    ),
+    Mutant(
+        "prior scaled by 1.01",
+        f"{DRAW}:Draw.log_p",
+        'self.sites("model").values())',
+        'self.sites("model").values()) + 0.01 * self.log_prior',
+        "variational_em 2, two layers, N=2",
+    ),
+    Mutant(
+        "divergence from the prior with the wrong sign",
+        f"{OBJECTIVES}:BetaElbo.__call__",
+        "draw.log_prior - draw.log_q",
+        "draw.log_q - draw.log_prior",
+        "beta_vae(3.0) 1, one layer, N=2",
+    ),
+    Mutant(
+        "doubly reparameterized weights not squared",
+        f"{EAGER}:_doubly_reparameterized",
+        "normalized.square() * log_w",
+        "normalized * log_w",
+        "iwae(2) by DoublyReparameterized, coarsely",
+    ),
+    Mutant(
+        "doubly reparameterized theta through the guide's term",
+        f"{EAGER}:_doubly_reparameterized",
+        'if "theta" in phase.move',
+        "if False",
+        "iwae(1) by DoublyReparameterized, normal",
+    ),
+    # -- weights --
+    Mutant(
+        "weights not detached",
+        f"{EAGER}:_tilted",
+        "expectation.log_w(result).detach()",
+        "expectation.log_w(result)",
+        "reweighted_wake_sleep(2) 1, one layer, N=1",
+    ),
+    Mutant(
+        "weights joint over the batch",
+        f"{EAGER}:_tilted",
+        "torch.softmax(log_w, expectation.dim)",
+        "torch.softmax(log_w.flatten(), 0).reshape(log_w.shape) * log_w.shape[-1]",
+        "reweighted_wake_sleep(2) 1, one bit, N=3",
+    ),
+    Mutant(
+        "weights uniform",
+        f"{EAGER}:_tilted",
+        "torch.softmax(log_w,",
+        "torch.softmax(0 * log_w,",
+        "reweighted_wake_sleep(2) 1, one layer, N=1",
+    ),
+    Mutant(
+        "weights q/p: the divergence's direction swapped",
+        f"{EAGER}:_tilted",
+        "expectation.log_w(result).detach()",
+        "-expectation.log_w(result).detach()",
+        "reweighted_wake_sleep(3) 1, one layer, N=1",
+    ),
+    Mutant(
+        "weights over the wrong dimension",
+        f"{EAGER}:_tilted",
+        "torch.softmax(log_w, expectation.dim)",
+        "torch.softmax(log_w, -1)",
+        "reweighted_wake_sleep(2) 1, one bit, N=3",
+    ),
+    Mutant(
+        "tilted samples carry gradient",
+        f"{DRAW}:Programs.without_gradient_through_samples",
+        "carry=False",
+        "carry=True",
+        "reweighted_wake_sleep(1) 1, normal, N=1",
+    ),
+    # -- enumeration --
+    Mutant(
+        "posterior without the guide's probability",
+        f"{EAGER}:_tilted",
+        "log_w + result.log_base.detach()",
+        "log_w",
+        "em(False) 1, one layer, N=2",
+    ),
+    Mutant(
+        "enumerated probabilities held fixed",
+        f"{EAGER}:_estimate",
+        "sample.log_q.exp() * f",
+        "sample.log_q.exp().detach() * f",
+        "enumerated elbo, one layer",
+    ),
+    Mutant(
+        "a plate inside the datum enumerated as one",
+        f"{DRAW}:_support",
+        "if dim - depth in inner else 1",
+        "if False else 1",
+        "maximum_likelihood 1, plated, N=2",
+    ),
+    # -- adversaries --
+    Mutant(
+        "reversed label not reversed",
+        f"{OBJECTIVES}:log_q_reversed",
+        '1 - draw["y"]',
+        'draw["y"]',
+        "gan 2, symbol gan, N=2",
+    ),
+    Mutant(
+        "critic gap without its factor", f"{OBJECTIVES}:critic_gap", "2 * (2 *", "1 * (2 *", "wgan 1, symbol gan, N=2"
+    ),
+    Mutant(
+        "critic scaled by 1.02", f"{OBJECTIVES}:critic", "return draw", "return 1.02 * draw", "wgan 2, symbol gan, N=2"
+    ),
+    Mutant(
+        "conjugate with the wrong sign",
+        f"{OBJECTIVES}:FGan.__call__",
+        "-on_generated",
+        "on_generated",
+        "f_gan(pearson) 2, symbol gan, N=1",
+    ),
+    Mutant(
+        "iwgan's denominator moves",
+        f"{OBJECTIVES}:iwae_reversed",
+        "draw.log_q.detach()",
+        "draw.log_q",
+        "iwgan(1) 2, smooth gan, N=1",
+    ),
+    Mutant(
+        "slope held near zero",
+        f"{OBJECTIVES}:GradientPenalized.__call__",
+        ".sqrt() - 1)",
+        ".sqrt())",
+        "wgan_gp 1, smooth gan, N=1",
+    ),
+    Mutant(
+        "MMD's scale from the biased variance",
+        f"{OBJECTIVES}:Mmd.__call__",
+        "var(-2)",
+        "var(-2, correction=0)",
+        "mmd 1, smooth gan, N=2",
+    ),
+    Mutant(
+        "labels of data and dreams swapped",
+        f"{EAGER}:_wake",
+        "[like.new_ones(len(like)), like.new_zeros(len(like))]",
+        "[like.new_zeros(len(like)), like.new_ones(len(like))]",
+        "aavae 1, one layer, N=1",
+    ),
+    Mutant(
+        "the adversary's activation inverted",
+        f"{OBJECTIVES}:Activated.__call__",
+        "torch.sigmoid(draw",
+        "torch.sigmoid(-draw",
+        "aavae 2, one layer, N=1",
+    ),
+    # -- constraints and chains --
+    Mutant(
+        "reward of generated rows halved",
+        f"{OBJECTIVES}:OnGenerated.__call__",
+        '2 * (1 - draw["y"])',
+        '(1 - draw["y"])',
+        "posterior_regularization(constraint, 0.8, implicit=True) 1, symbol gan, N=2",
+    ),
+    Mutant(
+        "alpha forgotten",
+        f"{OBJECTIVES}:Scaled.__call__",
+        "self.alpha * self",
+        "self",
+        "posterior_regularization(constraint, 0.8) 1, one bit, N=2",
+    ),
+    Mutant(
+        "negative phase with the wrong sign",
+        f"{EAGER}:objective",
+        "surrogate - other_surrogate",
+        "surrogate + other_surrogate",
+        "contrastive_divergence(1) 1, rbm, N=1",
+    ),
+    Mutant(
+        "one transition too many",
+        f"{EAGER}:_chain",
+        "range(expectation.steps)",
+        "range(expectation.steps + 1)",
+        "contrastive_divergence(1) 1, rbm, N=1",
+    ),
+    Mutant(
+        "persistent chain restarts at the data",
+        f"{EAGER}:_chain",
+        "key in pair.chains",
+        "False",
+        "persistent_contrastive_divergence(1) 1, rbm, N=1",
+    ),
+    Mutant(
+        "Gibbs forgets the visible bias",
+        "unigen.pairs.rbm:RestrictedBoltzmann.gibbs",
+        " + self.visible",
+        "",
+        "contrastive_divergence(1) 1, rbm, N=1",
+    ),
+)

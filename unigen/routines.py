@@ -103,9 +103,11 @@ ESTIMATORS = {
 
 
 def _estimator(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in ESTIMATORS:
-        raise ValueError(f"no estimator {choice!r}; {nearest(choice, ESTIMATORS)}")
-    return ESTIMATORS[choice] if isinstance(choice, str) else choice
+    if isinstance(choice, str) and choice in ESTIMATORS:
+        return ESTIMATORS[choice]
+    if choice is not None and choice not in ESTIMATORS.values():
+        raise ValueError(f"no estimator {choice!r}; {nearest(str(choice), ESTIMATORS)}")
+    return choice
 
 
 # -- likelihood and bounds ---------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["Pair", "PairError", "nearest"]
+__all__ = ["Pair", "PairError", "Program", "nearest"]
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
 
@@ -34,6 +35,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names) or 'none'}"
+
+
+class Program(PyroModule):
+    """A ``PyroModule`` that looks attributes up as torch does, at torch's speed.
+
+    ``PyroModule`` announces every parameter of a network to Pyro's handlers when the network is touched, which costs more
+    than a small network's forward pass. Nothing here listens: parameters live in the modules, never in a global store.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return nn.Module.__getattr__(self, name)
 
 
 class Pair(nn.Module):

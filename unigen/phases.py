@@ -194,7 +194,7 @@ class ClipWeights:
 
 def name_of(objective: Objective) -> str:
     """Return the short name by which messages and reports call an objective."""
-    return getattr(objective, "__name__", None) or str(objective)
+    return getattr(objective, "__name__", None) or getattr(objective, "name", None) or str(objective)
 
 
 @dataclass(frozen=True)

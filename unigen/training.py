@@ -145,9 +145,9 @@ def fit(
     step_once = engine_named(engine).step
     phases = tuple(routine)
     state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
-    for group in {group for phase in phases if not phase.solve for group in phase.move} - set(state.optimizers):
-        reason = "there is no optimizer for it" if pair.group(group) else f"the pair has no {group} parameters"
-        raise PairError(f"the routine moves {group}, but {reason}")
+    moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
+    for group in sorted(moved - set(state.optimizers)):
+        raise PairError(f"the routine moves {group}, but there is no optimizer for it")
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [(part, part["lr"]) for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader), max(phase.steps for phase in phases)

@@ -228,6 +228,8 @@ class Draw:
                 raise PairError(
                     f"site '{name}' of the {which} has no value from the {self.first}; "
                     f"give the {self.first} a sample statement of that name"
+                    + ", or use a routine for implicit models (gan, wgan_gp, mmd)"
+                    * (self.pair.likelihood == "none")
                 )
         if which == "model":
             for name in values:

@@ -11,24 +11,26 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, nearest
+from unigen.pair import Pair, Program, nearest
 
 __all__ = ["FLOWS", "FlowModel", "flow"]
 
 FLOWS = ("affine_coupling", "affine_autoregressive")
 
 
-class FlowModel(PyroModule):
+class FlowModel(Program):
     """p_theta(x) for rows x (N, D), a composition of Pyro transforms.
 
     ``shift``, ``scale`` (D,): a fixed affine map after the transforms, so that they see data of unit size.
     """
 
-    def __init__(self, steps: list[nn.Module], fixed: Sequence[object], shift: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, kind: str, steps: list[nn.Module], fixed: Sequence[object], shift: Tensor, scale: Tensor
+    ) -> None:
         super().__init__()
+        self.kind = kind
         self.steps = nn.ModuleList(steps)
         self._fixed = fixed  # one permutation (or None) before each step
         self.register_buffer("shift", shift.clone())
@@ -39,7 +41,9 @@ class FlowModel(PyroModule):
         chain: list[object] = []
         for permutation, step in zip(self._fixed, self.steps, strict=True):
             step.clear_cache()  # type: ignore[operator]
-            chain += [permutation, step] if permutation is not None else [step]
+            # an autoregressive transform is parallel in one direction only: give it to the density (MAF)
+            transform = step.inv if self.kind == "affine_autoregressive" else step
+            chain += [permutation, transform] if permutation is not None else [transform]
         chain.append(transforms.AffineTransform(self.shift, self.scale, event_dim=1))
         base = dist.Normal(torch.zeros_like(self.shift), torch.ones_like(self.scale)).to_event(1)
         return dist.TransformedDistribution(base, chain)
@@ -74,4 +78,4 @@ def flow(
     fixed = [None if index == 0 else reverse for index in range(steps)]
     shift = torch.zeros(dimension) if start is None else start.mean(0)
     scale = torch.ones(dimension) if start is None else start.std(0).clamp_min(1e-3)
-    return Pair(FlowModel(layers, fixed, shift, scale), likelihood="exact")
+    return Pair(FlowModel(kind, layers, fixed, shift, scale), likelihood="exact")

@@ -12,11 +12,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from unigen.pair import Pair
+from unigen.pair import Pair, Program
 
 __all__ = ["BoltzmannMachine", "RestrictedBoltzmann", "rbm"]
 
@@ -65,7 +64,7 @@ class RestrictedBoltzmann(dist.TorchDistribution):
         return torch.logsumexp(bits @ inner + softplus(bits @ weight + outer).sum(-1), 0)
 
 
-class BoltzmannMachine(PyroModule):
+class BoltzmannMachine(Program):
     """The program of one site x (N, D)."""
 
     def __init__(self, dimension: int, hidden: int) -> None:

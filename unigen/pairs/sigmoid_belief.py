@@ -12,10 +12,9 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair
+from unigen.pair import Pair, Program
 
 __all__ = ["BeliefNetwork", "RecognitionNetwork", "sigmoid_belief"]
 
@@ -24,7 +23,7 @@ def _bits(logits: Tensor) -> Any:
     return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
 
 
-class BeliefNetwork(PyroModule):
+class BeliefNetwork(Program):
     """Sites h1 (nearest the data) to hL, and x; ``layers``: widths of h1, ..., hL."""
 
     def __init__(self, dimension: int, layers: Sequence[int]) -> None:
@@ -41,7 +40,7 @@ class BeliefNetwork(PyroModule):
             pyro.sample("x", _bits(self.down[0](2 * h - 1)), obs=x)
 
 
-class RecognitionNetwork(PyroModule):
+class RecognitionNetwork(Program):
     """q(h1|x) q(h2|h1) ... , factorial within a layer."""
 
     def __init__(self, dimension: int, layers: Sequence[int]) -> None:

@@ -1,0 +1,269 @@
+"""Checkpoints that survive: a directory each, written whole or not at all, and hashed before a tensor of it is used.
+
+DIR/step-000000000012/NAME.safetensors   the tensors of one group: the pair's, the optimizers', the random streams'
+DIR/step-000000000012/content.json       everything else, and where each tensor belongs
+DIR/step-000000000012/manifest.json      the size and sha256 sum of each file, the step, the run, and its own sum; last
+
+A save writes a temporary directory beside the others, syncs each file, renames, syncs the parent, reads back what it wrote,
+and only then removes the oldest. Nothing is pickled. One process at a time writes to a directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from unigen.trees import TreeError, pack, unpack
+
+__all__ = ["CRASH_POINTS", "Checkpoint", "CheckpointError", "Checkpoints"]
+
+CRASH_POINTS = ("before-temporary", "mid-write", "before-sync", "before-rename", "after-rename", "during-prune")
+"""Where the variable ``UNIGEN_CRASH_AT`` ends the process, with exit code 137 as after ``kill -9``, for tests."""
+
+_FORMAT = 1
+_STEP = re.compile(r"step-(\d{12})")
+_FILE = re.compile(r"[a-z_]+\.(safetensors|json)")
+_TEMPORARY, _REMOVING = ".saving-", ".removing-"
+_UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or none that can be read; the sentence names the path and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was loaded: fresh tensors in ``content``, and the newer checkpoints that were passed over, with the reason."""
+
+    step: int
+    path: Path
+    content: dict[str, Any]
+    rejected: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run in ``directory``, which is made where it is missing.
+
+    ``keep``: how many complete ones stay, at least two. ``run``: what tells this run from others (plain JSON, such as the
+    routine and the seed); a checkpoint of another run is rejected.
+    """
+
+    directory: Path
+    keep: int = 2
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))
+        object.__setattr__(self, "run", json.loads(_canonical(dict(self.run))))
+        if self.keep < 2:
+            raise ValueError(f"at least two checkpoints are kept, so that one can be broken; got keep={self.keep}")
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, good or not, in order."""
+        return sorted(int(found[1]) for entry in self.directory.iterdir() if (found := _STEP.fullmatch(entry.name)))
+
+    def path(self, step: int) -> Path:
+        """Return the directory of a step's checkpoint."""
+        return self.directory / f"step-{step:012d}"
+
+    def save(self, step: int, content: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, read it back, and remove the oldest beyond ``keep``; return its directory.
+
+        ``content``: by name (a-z and _), trees of dicts, lists, tuples, tensors and what JSON holds; they are copied.
+        Checkpoints of this step or later ones, which only a rejected one can be, are set aside as ``rejected-...``.
+
+        Raises ``CheckpointError`` where a tensor or number is not finite (nothing is written), where the disk refuses, or
+        where what was read back is not what was written; the earlier checkpoints then stay as they were.
+        """
+        try:
+            files = _files(content)
+        except TreeError as error:
+            raise CheckpointError(f"no checkpoint of step {step} was written: {error}") from None
+        sums = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
+        files["manifest.json"] = _signed({"format": _FORMAT, "step": step, "run": self.run, "files": sums})
+        path, temporary = self.path(step), None
+        try:
+            self._clear()
+            _crash_at("before-temporary")
+            temporary = self.directory / f"{_TEMPORARY}{path.name}"
+            temporary.mkdir()
+            for name, data in files.items():
+                _write(temporary / name, data)
+            _sync(temporary)
+            _crash_at("before-rename")
+            for later in self.steps():
+                if later >= step:
+                    self._set_aside(later)
+            temporary.rename(path)
+            _sync(self.directory)
+        except OSError as error:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            size = sum(map(len, files.values()))
+            why = error.strerror or str(error)
+            raise CheckpointError(
+                f"the checkpoint of step {step} ({size} bytes) could not be written to {path}: {why}; free space or "
+                f"choose another directory, the earlier checkpoints are intact"
+            ) from error
+        _crash_at("after-rename")
+        try:
+            self._read(step)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} was written, but does not read back: {error}; check the disk") from error
+        try:
+            for old in [kept for kept in self.steps() if kept < step][: 1 - self.keep]:
+                self._remove(old)
+        except OSError as error:
+            raise CheckpointError(f"an old checkpoint in {self.directory} could not be removed: {error}") from error
+        return path
+
+    def load(self) -> Checkpoint | None:
+        """Return the newest good checkpoint, with the reasons why newer ones were rejected; None where there is none at all.
+
+        Every hash is verified before a tensor is made. Raises ``CheckpointError`` where there are some and none is good.
+        """
+        rejected: dict[str, str] = {}
+        try:
+            self._clear()
+            steps = self.steps()
+        except OSError as error:
+            raise CheckpointError(f"the directory of checkpoints {self.directory} cannot be read: {error}") from error
+        for step in reversed(steps):
+            path = self.path(step)
+            try:
+                return Checkpoint(step, path, self._content(self._read(step)), rejected)
+            except _UNREADABLE as error:
+                rejected[path.name] = str(error) or type(error).__name__
+        if rejected:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
+            raise CheckpointError(f"no checkpoint in {self.directory} is good ({reasons}); name a new directory")
+        return None
+
+    def _read(self, step: int) -> dict[str, bytes]:
+        """Return the verified files of a checkpoint; ``ValueError`` with the reason where anything is wrong with it."""
+        path = self.path(step)
+        manifest = _verified(_bytes(path / "manifest.json"))
+        if manifest.get("format") != _FORMAT:
+            raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {_FORMAT}")
+        if manifest["step"] != step:
+            raise ValueError(f"its manifest is that of step {manifest['step']}")
+        for name in {**manifest["run"], **self.run}:
+            theirs, ours = manifest["run"].get(name), self.run.get(name)
+            if theirs != ours:
+                raise ValueError(f"it belongs to another run, whose {name} is {theirs!r} and not {ours!r}")
+        files = {}
+        for name, expected in manifest["files"].items():
+            if not _FILE.fullmatch(name):
+                raise ValueError(f"its manifest names the file {name!r}")
+            files[name] = _bytes(path / name)
+            if len(files[name]) != expected["bytes"]:
+                raise ValueError(f"{name} has {len(files[name])} bytes, not {expected['bytes']}")
+            if _sha256(files[name]) != expected["sha256"]:
+                raise ValueError(f"the sha256 sum of {name} is not that of the manifest")
+        return files
+
+    def _content(self, files: dict[str, bytes]) -> dict[str, Any]:
+        content = json.loads(files.pop("content.json"))
+        tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
+        return {name: unpack(part, tensors.get(name, {})) for name, part in content.items()}
+
+    def _clear(self) -> None:
+        """Remove what a killed process left behind: half-written and half-removed directories."""
+        for entry in self.directory.iterdir():
+            if entry.name.startswith((_TEMPORARY, _REMOVING)):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _set_aside(self, step: int) -> None:
+        number, path = 1, self.path(step)
+        while (aside := self.directory / f"rejected-{path.name}-{number}").exists():
+            number += 1
+        path.rename(aside)
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint: under another name first, so that a kill never leaves half of one under its own."""
+        path = self.path(step)
+        removing = self.directory / (_REMOVING + path.name)
+        path.rename(removing)
+        (removing / "manifest.json").unlink(missing_ok=True)
+        _crash_at("during-prune")
+        shutil.rmtree(removing)
+
+
+def _files(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of a content: one of tensors for each part that has some, and ``content.json``."""
+    files, trees = {}, {}
+    for name, part in content.items():
+        tensors: dict[str, Tensor] = {}
+        trees[name] = pack(part, tensors, name)
+        if not re.fullmatch("[a-z_]+", name) or name in ("content", "manifest"):
+            raise TreeError(f"{name!r} is no name of a part; use a-z and _")
+        if tensors:
+            files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
+    files["content.json"] = _canonical(trees)
+    return files
+
+
+def _canonical(tree: Any) -> bytes:
+    return json.dumps(tree, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _signed(manifest: dict[str, Any]) -> bytes:
+    return _canonical({"manifest": manifest, "sha256": _sha256(_canonical(manifest))})
+
+
+def _verified(data: bytes) -> dict[str, Any]:
+    """Return a manifest whose own sum is right, to the byte; ``ValueError`` otherwise."""
+    try:
+        manifest = json.loads(data)["manifest"]
+        good = isinstance(manifest, dict) and _signed(manifest) == data
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError("its manifest.json is damaged")
+    return manifest
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+    return path.read_bytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        _crash_at("mid-write")
+        file.write(data[len(data) // 2 :])
+        file.flush()
+        _crash_at("before-sync")
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _crash_at(point: str) -> None:
+    if os.environ.get("UNIGEN_CRASH_AT") == point:
+        os._exit(137)

@@ -1,0 +1,140 @@
+"""The state of a training run as one tree of copies: what ``unigen.checkpoints`` stores and the next step needs.
+
+``restore(capture(state), other)`` makes ``other`` and every global random stream equal to what they were, bit for bit.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unigen.pair import Pair
+    from unigen.training import State
+
+__all__ = ["capture", "capture_streams", "restore", "restore_streams"]
+
+
+def capture(state: State) -> dict[str, Any]:
+    """Return copies, on the CPU, of a pair's parameters, buffers and chains, its optimizers' state, step and random streams.
+
+    Buffers that are registered as not persistent are taken to be derived, and left out. Raises ``ValueError`` for an
+    optimizer that moves a parameter outside the pair.
+    """
+    return {
+        "pair": _copied(dict(state.pair.state_dict())),
+        "chains": _copied(dict(state.pair.chains)),
+        "optimizers": {group: _optimizer(state.pair, group, used) for group, used in state.optimizers.items()},
+        "random": capture_streams(),
+        "step": state.step,
+    }
+
+
+def restore(content: dict[str, Any], state: State, streams: bool = True) -> None:
+    """Make ``state``, and with ``streams`` every random stream, equal to what ``capture`` saw.
+
+    Raises ``ValueError`` in one sentence, and changes nothing, where the pair or the optimizers are not those captured.
+    """
+    own, names = state.pair.state_dict(), _names(state.pair)
+    for name in [*own, *content["pair"]]:
+        found, wanted = content["pair"].get(name), own.get(name)
+        if isinstance(found, Tensor) and isinstance(wanted, Tensor):
+            if (found.shape, found.dtype) == (wanted.shape, wanted.dtype):
+                continue
+        elif found is not None and wanted is not None:
+            continue
+        raise ValueError(
+            f"the checkpoint is not of this pair: {name} is {_kind(found)} in it, and {_kind(wanted)} here"
+        )
+    if content["optimizers"].keys() != state.optimizers.keys():
+        there, here = (", ".join(part) or "none" for part in (content["optimizers"], state.optimizers))
+        raise ValueError(f"the checkpoint is not of these optimizers: it moves {there}, they move {here}")
+    loads = {}
+    for group, optimizer in state.optimizers.items():
+        saved, numbers = content["optimizers"][group], _numbers(state.pair, group, optimizer)
+        shape = [[names[id(parameter)] for parameter in part["params"]] for part in optimizer.param_groups]
+        if (saved["name"], [part["params"] for part in saved["groups"]]) != (type(optimizer).__name__, shape):
+            raise ValueError(
+                f"the checkpoint is not of the optimizer of {group}: it is {saved['name']} over "
+                f"{sum(len(part['params']) for part in saved['groups'])} parameters, this is {type(optimizer).__name__} "
+                f"over {sum(map(len, shape))}, or their names differ"
+            )
+        like = dict(state.pair.named_parameters())
+        loads[group] = {
+            "state": {numbers[name]: _copied(part, like[name]) for name, part in saved["state"].items()},
+            "param_groups": [part | {"params": [numbers[n] for n in part["params"]]} for part in saved["groups"]],
+        }
+    state.pair.load_state_dict(content["pair"])
+    first = next((tensor for tensor in own.values() if isinstance(tensor, Tensor)), torch.zeros(()))
+    state.pair.chains = {key: chain.to(first.device, copy=True) for key, chain in content["chains"].items()}
+    for group, load in loads.items():
+        state.optimizers[group].load_state_dict(load)
+    state.step = content["step"]
+    if streams:
+        restore_streams(content["random"])
+
+
+def capture_streams() -> dict[str, Any]:
+    """Return the global random streams: python's, numpy's, torch's on the CPU and on each CUDA device in use."""
+    legacy: Any = np.random.get_state(legacy=False)
+    numpy = legacy | {"state": legacy["state"] | {"key": torch.from_numpy(legacy["state"]["key"].astype(np.int64))}}
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.get_rng_state_all() if used else []
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_streams(streams: dict[str, Any]) -> None:
+    """Set the global random streams to what ``capture_streams`` returned; CUDA devices that are not there are left out."""
+    random.setstate(streams["python"])
+    numpy = streams["numpy"]
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
+    torch.set_rng_state(streams["torch"])
+    for index, stream in enumerate(streams["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(stream, index)
+
+
+def _optimizer(pair: Pair, group: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with the pair's parameter names in place of numbers."""
+    names = {number: name for name, number in _numbers(pair, group, optimizer).items()}
+    saved = optimizer.state_dict()
+    return {
+        "name": type(optimizer).__name__,
+        "groups": [_copied(part) | {"params": [names[n] for n in part["params"]]} for part in saved["param_groups"]],
+        "state": {names[number]: _copied(part) for number, part in saved["state"].items()},
+    }
+
+
+def _numbers(pair: Pair, group: str, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Return the number that an optimizer's ``state_dict`` gives to each parameter, by name."""
+    names, moved = _names(pair), [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    for parameter in moved:
+        if id(parameter) not in names:
+            raise ValueError(
+                f"the optimizer of {group} moves a parameter of shape {tuple(parameter.shape)} that the pair lacks"
+            )
+    return {names[id(parameter)]: number for number, parameter in enumerate(moved)}
+
+
+def _names(pair: Pair) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in pair.named_parameters()}
+
+
+def _copied(tree: Any, like: nn.Parameter | None = None) -> Any:
+    """Return a copy of a tree with its tensors on the CPU, those of ``like``'s shape in ``like``'s memory layout."""
+    if isinstance(tree, Tensor):
+        if like is not None and tree.shape == like.shape:
+            return torch.empty_like(like, dtype=tree.dtype, device="cpu", requires_grad=False).copy_(tree)
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(part, like) for key, part in tree.items()}
+    return type(tree)(_copied(part, like) for part in tree) if isinstance(tree, list | tuple) else tree
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "nothing" if value is None else type(value).__name__

@@ -15,13 +15,14 @@ import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["Pair", "PairError", "Program", "nearest"]
+__all__ = ["Pair", "PairError", "nearest"]
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
 
@@ -35,17 +36,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names) or 'none'}"
-
-
-class Program(PyroModule):
-    """A ``PyroModule`` that looks attributes up as torch does, at torch's speed.
-
-    ``PyroModule`` announces every parameter of a network to Pyro's handlers when the network is touched, which costs more
-    than a small network's forward pass. Nothing here listens: parameters live in the modules, never in a global store.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return nn.Module.__getattr__(self, name)
 
 
 class Pair(nn.Module):
@@ -77,6 +67,7 @@ class Pair(nn.Module):
         self.batch_plate = batch_plate
         self.chains: dict[str, Tensor] = {}  # the persistent chains of ``Chain(..., persistent=True)``
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
+        self._callables: dict[str, Callable[..., Any]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.arguments = _arguments(self.model)
@@ -93,6 +84,21 @@ class Pair(nn.Module):
 
     def _program(self, group: str) -> Any:
         return {"theta": self.model, "phi": self.guide, "psi": self.psi}[group]
+
+    def runner(self, which: str) -> Callable[..., Any]:
+        """Return ``"model"`` or ``"guide"`` as the engine calls it.
+
+        A ``PyroModule`` announces every parameter of a network to Pyro's handlers whenever the network is touched, which
+        costs more than a small network's forward pass, and nothing here listens: parameters live in the modules. Called
+        as a plain torch module it keeps quiet. One with ``PyroSample`` attributes needs Pyro's own call.
+        """
+        if which not in self._callables:
+            program: Any = self.model if which == "model" else self.guide
+            quiet = isinstance(program, PyroModule) and not any(
+                getattr(module, "_pyro_samples", None) for module in program.modules()
+            )
+            self._callables[which] = partial(nn.Module.__call__, program) if quiet else program
+        return self._callables[which]
 
     def named_group(self, group: str) -> list[tuple[str, nn.Parameter]]:
         """Return the (name, parameter) of ``"theta"``, ``"phi"`` or ``"psi"``."""
@@ -122,8 +128,8 @@ class Pair(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
         same = self.__class__.__new__(self.__class__)
         memo[id(self)] = same
-        same.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_walked"})
-        same._walked = {}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables")}
+        same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}})
         return same
 
     def bind(self, x: Any) -> dict[str, Any]:

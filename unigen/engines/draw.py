@@ -131,7 +131,7 @@ class Programs:
                 fixed = {name: parameter.detach() for name, parameter in program.named_parameters()}
                 torch.func.functional_call(program, fixed, (), arguments)
             else:
-                program(**arguments)
+                self.pair.runner(which)(**arguments)
         return record.sites
 
     def layout(self, data: Mapping[str, Any]) -> Layout:

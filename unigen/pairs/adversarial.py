@@ -12,16 +12,17 @@ from collections.abc import Mapping
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from unigen.networks import Networks
-from unigen.pair import Pair, Program
+from unigen.pair import Pair
 from unigen.pairs.likelihoods import Implicit, Likelihood, Stratified
 
 __all__ = ["AdversarialModel", "Discriminator", "adversarial"]
 
 
-class AdversarialModel(Program):
+class AdversarialModel(PyroModule):
     """p(y) p(z) p_theta(x|y, z): rows x (2N, D), the first N the data, the others G(z)."""
 
     def __init__(self, generator: nn.Module, latent: int, likelihood: Likelihood) -> None:
@@ -37,7 +38,7 @@ class AdversarialModel(Program):
             pyro.sample("x", Implicit(torch.cat([x.expand(generated.shape), generated], -2)))
 
 
-class Discriminator(Program):
+class Discriminator(PyroModule):
     """q_phi(y|x): Bernoulli with the head's output as log odds."""
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:

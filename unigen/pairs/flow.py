@@ -11,16 +11,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, Program, nearest
+from unigen.pair import Pair, nearest
 
 __all__ = ["FLOWS", "FlowModel", "flow"]
 
 FLOWS = ("affine_coupling", "affine_autoregressive")
 
 
-class FlowModel(Program):
+class FlowModel(PyroModule):
     """p_theta(x) for rows x (N, D), a composition of Pyro transforms.
 
     ``shift``, ``scale`` (D,): a fixed affine map after the transforms, so that they see data of unit size.

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 import pyro
 import pyro.distributions as dist
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from unigen.networks import Networks
-from unigen.pair import Pair, Program
+from unigen.pair import Pair
 from unigen.pairs.likelihoods import Likelihood
 
 __all__ = ["LatentGuide", "LatentModel", "latent"]
@@ -22,7 +23,7 @@ UNIT = 0.5413248546129181  # softplus(UNIT) = 1: a head that starts near zero st
 SMALLEST_SCALE = 1e-4
 
 
-class LatentModel(Program):
+class LatentModel(PyroModule):
     """p(z) p_theta(x|z) for rows x (N, D) and latents z (N, latent)."""
 
     def __init__(self, generator: nn.Module, latent: int, likelihood: Likelihood) -> None:
@@ -35,7 +36,7 @@ class LatentModel(Program):
             pyro.sample("x", self.likelihood.distribution(self.generator(z)), obs=x)
 
 
-class LatentGuide(Program):
+class LatentGuide(PyroModule):
     """q_phi(z|x), a diagonal normal; the head's two halves are its mean and, by softplus, its standard deviation."""
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, Program, nearest
+from unigen.pair import Pair, nearest
 
 __all__ = ["MixtureGuide", "MixtureModel", "mixture"]
 
@@ -22,7 +23,7 @@ SMALLEST_SCALE = 1e-2
 SMALLEST_PROBABILITY = 1e-3
 
 
-class MixtureModel(Program):
+class MixtureModel(PyroModule):
     """sum_k pi_k p_k(x) with Normal or Bernoulli components over rows x (N, D)."""
 
     def __init__(self, components: int, dimension: int, likelihood: str = "normal") -> None:
@@ -64,7 +65,7 @@ class MixtureModel(Program):
             self.log_scale.copy_(torch.where(used, scale, self.log_scale))
 
 
-class MixtureGuide(Program):
+class MixtureGuide(PyroModule):
     """q(z|x) = softmax(A [x, x^2] + b)."""
 
     def __init__(self, components: int, dimension: int) -> None:

@@ -12,10 +12,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from unigen.pair import Pair, Program
+from unigen.pair import Pair
 
 __all__ = ["BoltzmannMachine", "RestrictedBoltzmann", "rbm"]
 
@@ -64,7 +65,7 @@ class RestrictedBoltzmann(dist.TorchDistribution):
         return torch.logsumexp(bits @ inner + softplus(bits @ weight + outer).sum(-1), 0)
 
 
-class BoltzmannMachine(Program):
+class BoltzmannMachine(PyroModule):
     """The program of one site x (N, D)."""
 
     def __init__(self, dimension: int, hidden: int) -> None:

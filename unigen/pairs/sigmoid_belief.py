@@ -12,9 +12,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, Program
+from unigen.pair import Pair
 
 __all__ = ["BeliefNetwork", "RecognitionNetwork", "sigmoid_belief"]
 
@@ -23,7 +24,7 @@ def _bits(logits: Tensor) -> Any:
     return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
 
 
-class BeliefNetwork(Program):
+class BeliefNetwork(PyroModule):
     """Sites h1 (nearest the data) to hL, and x; ``layers``: widths of h1, ..., hL."""
 
     def __init__(self, dimension: int, layers: Sequence[int]) -> None:
@@ -40,7 +41,7 @@ class BeliefNetwork(Program):
             pyro.sample("x", _bits(self.down[0](2 * h - 1)), obs=x)
 
 
-class RecognitionNetwork(Program):
+class RecognitionNetwork(PyroModule):
     """q(h1|x) q(h2|h1) ... , factorial within a layer."""
 
     def __init__(self, dimension: int, layers: Sequence[int]) -> None:

@@ -56,7 +56,7 @@ class Checkpoints:
     """The checkpoints of one run in ``directory``, which is made where it is missing.
 
     ``keep``: how many complete ones stay, at least two. ``run``: what tells this run from others (plain JSON, such as the
-    routine and the seed); a checkpoint of another run is rejected.
+    routine and the seed); a checkpoint that differs in any of it is rejected.
     """
 
     directory: Path
@@ -159,8 +159,8 @@ class Checkpoints:
             raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {_FORMAT}")
         if manifest["step"] != step:
             raise ValueError(f"its manifest is that of step {manifest['step']}")
-        for name in {**manifest["run"], **self.run}:
-            theirs, ours = manifest["run"].get(name), self.run.get(name)
+        for name, ours in self.run.items():
+            theirs = manifest["run"].get(name)
             if theirs != ours:
                 raise ValueError(f"it belongs to another run, whose {name} is {theirs!r} and not {ours!r}")
         files = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,17 +16,33 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from unigen.checkpoints import Checkpoints
 from unigen.engines import eager
 from unigen.pair import Pair, PairError, nearest
 from unigen.phases import Optimizer, Phase, Routine
+from unigen.resume import Keeper
 
-__all__ = ["ENGINES", "Falling", "History", "State", "TrainingError", "engine_named", "fit", "optimizers_for"]
+__all__ = [
+    "ENGINES",
+    "Falling",
+    "History",
+    "Interrupted",
+    "State",
+    "TrainingError",
+    "engine_named",
+    "fit",
+    "optimizers_for",
+]
 
 ENGINES: dict[str, ModuleType] = {"eager": eager}
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the sentence names the phase, the step and what to try."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to end, and whose checkpoint, where it has some, is written."""
 
 
 @dataclass
@@ -39,12 +56,16 @@ class State:
 
 @dataclass
 class History:
-    """One row a record: the step, the seconds spent in training so far, and the mean value of each phase since the last."""
+    """One row a record: the step, the seconds spent in training so far, and the mean value of each phase since the last.
+
+    ``notes`` say where the run was resumed, which checkpoints were rejected and why, and whether the environment differed.
+    """
 
     phases: list[str]
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Callback = Callable[[State, History], None]
@@ -125,6 +146,10 @@ def fit(
     schedule: Callable[[float, float], float] | None = None,
     callbacks: Iterable[Callback] = (),
     record_every: int | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
     progress: bool | str = True,
 ) -> tuple[State, History]:
     """Run a routine over a pair and return ``(state, history)``.
@@ -135,8 +160,15 @@ def fit(
     ``callbacks``: called with ``(state, history)`` after each record, ``record_every`` steps apart (default 1/200 of the
     budget). ``progress``: show a bar, with a label if a string.
 
+    ``checkpoints``: a directory, or a ``Checkpoints``, that gets one every ``checkpoint_every`` steps (default 1/20 of the
+    budget) and one at the end. Where it has some, the run goes on from the newest good one, and on the same machine, build
+    and number of threads ends bit for bit as if it had never stopped; with ``resume=False`` they are refused. The loader is
+    then one that finds a batch by its index, or one batch. ``interrupted``: asked after each step; where it says true, a
+    checkpoint is saved and ``Interrupted`` raised.
+
     Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing or negative budget,
-    ``TrainingError`` where a phase's value is not finite. A ``StopIteration`` from a callback ends the run early.
+    ``TrainingError`` where a phase's value is not finite, ``CheckpointError`` where a checkpoint cannot be written or none
+    is good. A ``StopIteration`` from a callback ends the run early.
     """
     if steps is None and seconds is None:
         raise ValueError("fit needs a budget: steps=... or seconds=...")
@@ -149,17 +181,23 @@ def fit(
     for group in sorted(moved - set(state.optimizers)):
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
-    rates = [(part, part["lr"]) for optimizer in state.optimizers.values() for part in optimizer.param_groups]
+    rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader), max(phase.steps for phase in phases)
     every = record_every or max(1, (steps or 2000) // 200)
     label = progress if isinstance(progress, str) else "fit"
-    spent, total, count = 0.0, None, 0
-    with tqdm(total=steps, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
-        while (steps is None or state.step < steps) and (seconds is None or spent < seconds):
+    spent, total, count, stopped, keeper = 0.0, None, 0, False, None
+    if checkpoints is not None:
+        same = {"phases": history.phases, "steps": steps, "seconds": seconds, "record_every": every, "engine": engine}
+        keeper = Keeper(checkpoints, same, schedule, loader)
+        spent, total, count, stopped = keeper.resume(state, history, resume)
+    between = checkpoint_every or max(1, (steps or 20000) // 20)
+    parts = [part for optimizer in state.optimizers.values() for part in optimizer.param_groups]
+    with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
+        while not stopped and (steps is None or state.step < steps) and (seconds is None or spent < seconds):
             began = time.perf_counter()
             if schedule is not None:
                 fraction = state.step / steps if steps else spent / (seconds or 1.0)
-                for part, lr in rates:
+                for part, lr in zip(parts, rates, strict=True):
                     part["lr"] = schedule(lr, fraction)
             x, *more = [batch_at(state.step * each + repetition) for repetition in range(each)]
             values = torch.stack(step_once(phases, pair, state.optimizers, x, more))
@@ -175,21 +213,35 @@ def fit(
                     for callback in callbacks:
                         callback(state, history)
                 except StopIteration:
-                    break
+                    stopped = True
+            asked = interrupted()
+            if keeper is not None and (asked or state.step % between == 0):
+                if total is not None:
+                    _finite(state, history, total / count)
+                keeper.save(state, history, spent, total, count, stopped)
+            if asked:
+                raise Interrupted(f"interrupted at step {state.step}")
     if total is not None:
         _record(state, history, spent, total / count)
         for callback in callbacks:
             callback(state, history)
+    if keeper is not None:
+        keeper.save(state, history, spent, None, 0, stopped)
     return state, history
 
 
 def _record(state: State, history: History, spent: float, values: Tensor) -> None:
-    row = values.tolist()
+    row = _finite(state, history, values)
+    history.steps.append(state.step)
+    history.seconds.append(spent)
+    history.values.append(row)
+
+
+def _finite(state: State, history: History, values: Tensor) -> list[float]:
+    row: list[float] = values.tolist()
     for phase, value in zip(history.phases, row, strict=True):
         if not -float("inf") < value < float("inf"):
             raise TrainingError(
                 f"phase '{phase}' has value {value} at step {state.step}; try a smaller learning rate, or look for bad data"
             )
-    history.steps.append(state.step)
-    history.seconds.append(spent)
-    history.values.append(row)
+    return row

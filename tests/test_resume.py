@@ -1,0 +1,231 @@
+"""Resume: cut anywhere, a run ends in the same bits as the run that was never stopped, and says what happened."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from resuming import ARMS, arm, data, digest, only, scramble
+
+from unigen import fit
+from unigen.checkpoints import CheckpointError, Checkpoints
+from unigen.data import Loader
+from unigen.networks import Baseline
+from unigen.pairs import sigmoid_belief
+from unigen.resume import ResumeWarning
+from unigen.snapshots import capture_streams, restore_streams
+from unigen.training import Falling, Interrupted, TrainingError
+
+STEPS = 9  # three epochs of three batches
+
+
+@pytest.fixture(autouse=True)
+def _every_stream_as_found():
+    before = capture_streams()
+    yield
+    restore_streams(before)
+
+
+def run(name: str, seed: int = 0, loader=None, **settings):
+    """Run an arm for three epochs with a falling learning rate; records are two steps apart, so that cuts fall between."""
+    pair, routine, own = arm(name, seed)
+    settings = {"steps": STEPS, "record_every": 2, "schedule": Falling(1e-5), "progress": False, **settings}
+    return fit(own if loader is None else loader, routine, pair, **settings)
+
+
+class Recording:
+    """A loader that notes which batches it was asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.asked = loader, []
+        self.seed, self.batch_size, self.dataset = loader.seed, loader.batch_size, loader.dataset
+
+    def at(self, index: int) -> torch.Tensor:
+        self.asked.append(index)
+        return self.loader.at(index)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_a_cut_at_every_step_ends_in_the_same_bits_and_sees_the_same_data(tmp_path, name):
+    scramble()
+    start = capture_streams()
+    state, plain = run(name)
+    wanted = digest(state)
+    restore_streams(start)
+    every = Checkpoints(tmp_path / "every", keep=STEPS + 1)
+    whole = Recording(arm(name)[2])
+    state, history = run(name, loader=whole, checkpoints=every, checkpoint_every=1)
+    assert digest(state) == wanted, "checkpoints changed the run"
+    assert (history.steps, history.values) == (plain.steps, plain.values)
+    assert every.steps() == list(range(1, STEPS + 1))
+    for cut in range(1, STEPS):
+        scramble()
+        rest = Recording(whole.loader)
+        kept = only(every, cut, Checkpoints(tmp_path / str(cut)))
+        state, resumed = run(name, seed=1, loader=rest, checkpoints=kept, checkpoint_every=100)
+        assert digest(state) == wanted, f"cut at step {cut}"
+        assert (resumed.steps, resumed.values) == (plain.steps, plain.values)
+        assert resumed.notes == [f"resumed at step {cut}"]
+        assert whole.asked[: cut * ARMS[name][0].batches] + rest.asked == whole.asked
+    rows = [row for index in whole.asked for row in whole.loader.indices(*divmod(index, 3)).tolist()]
+    epochs = len(whole.asked) // 3
+    assert sorted(rows) == sorted(list(range(58)) * epochs) and epochs >= 3
+
+
+@pytest.mark.parametrize("spoil", ["bytes", "missing"])
+def test_a_broken_checkpoint_is_passed_over_with_a_warning_and_the_run_still_ends_the_same(tmp_path, spoil):
+    start = capture_streams()
+    state, _ = run("wake-sleep")
+    restore_streams(start)
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run("wake-sleep", checkpoints=kept, checkpoint_every=2, record_every=1, callbacks=[stop_at(7)])
+    assert kept.steps() == [4, 6]
+    file = kept.path(6) / "pair.safetensors"
+    file.write_bytes(file.read_bytes()[:-1]) if spoil == "bytes" else file.unlink()
+    with pytest.warns(ResumeWarning, match="resumed at step 4: step-000000000006 was rejected: pair.safetensors"):
+        again, history = run("wake-sleep", 1, checkpoints=kept, checkpoint_every=2, record_every=1)
+    assert digest(again) == digest(state)
+    assert "step-000000000006 was rejected" in history.notes[1]
+
+
+def stop_at(step: int):
+    def callback(state, history):
+        if state.step == step:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    state, history = run("vae", checkpoints=tmp_path)
+    wanted, seen = digest(state), []
+    again, repeated = run("vae", 1, checkpoints=tmp_path, callbacks=[lambda state, history: seen.append(state.step)])
+    assert digest(again) == wanted and seen == []
+    assert (repeated.steps, repeated.seconds, repeated.values) == (history.steps, history.seconds, history.values)
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
+    def enough(state, history):
+        raise StopIteration
+
+    state, _ = run("vae", checkpoints=tmp_path, callbacks=[enough])
+    assert state.step == 2
+    again, _ = run("vae", 1, checkpoints=tmp_path)
+    assert again.step == 2 and digest(again) == digest(state)
+
+
+def test_a_budget_of_seconds_goes_on_where_it_was(tmp_path):
+    settings = {"steps": None, "seconds": 0.3, "record_every": 5, "checkpoint_every": 9}
+    with pytest.raises(KeyboardInterrupt):
+        run("vae", checkpoints=tmp_path, callbacks=[stop_at(10)], **settings)
+    state, history = run("vae", 1, checkpoints=tmp_path, **settings)
+    assert history.notes == ["resumed at step 9"] and history.steps[:2] == [5, 10]
+    assert history.seconds == sorted(history.seconds) and history.seconds[-1] >= 0.3
+    again, repeated = run("vae", 1, checkpoints=tmp_path, **settings)
+    assert again.step == state.step and repeated.seconds == history.seconds
+
+
+def test_asked_to_end_a_run_saves_and_goes_on_later_to_the_same_bits(tmp_path):
+    start = capture_streams()
+    state, _ = run("reweighted wake-sleep")
+    restore_streams(start)
+    calls = iter([False, False, True])
+    with pytest.raises(Interrupted, match="step 3"):
+        run("reweighted wake-sleep", checkpoints=tmp_path, checkpoint_every=100, interrupted=lambda: next(calls))
+    again, history = run("reweighted wake-sleep", 1, checkpoints=tmp_path, checkpoint_every=100)
+    assert history.notes == ["resumed at step 3"] and digest(again) == digest(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 10}, "whose steps is 9 and not 10"),
+        ({"schedule": Falling(1e-4)}, "whose schedule is"),
+        ({"record_every": 3}, "whose record_every is 2 and not 3"),
+        ({"loader": Loader(data(), 20, seed=6)}, "whose data is .*'seed': 5.* and not .*'seed': 6"),
+        ({"loader": data().train}, "whose data is"),
+        ({"name": "wake-sleep"}, "whose phases is"),
+        ({"checkpoints": {"run": {"seed": 1}}}, "whose seed is 0 and not 1"),
+    ],
+)
+def test_a_different_run_is_not_resumed(tmp_path, change, words):
+    run("vae", checkpoints=Checkpoints(tmp_path, run={"seed": 0}))
+    mine = Checkpoints(tmp_path, **{"run": {"seed": 0}, **change.pop("checkpoints", {})})
+    with pytest.raises(CheckpointError, match=words):
+        run(change.pop("name", "vae"), checkpoints=mine, **change)
+
+
+def test_a_pair_of_other_shapes_is_refused_before_it_is_touched(tmp_path):
+    run("nvil", checkpoints=tmp_path)
+    _, routine, loader = arm("nvil")
+    other = sigmoid_belief(64, (7,), psi={"baseline": Baseline(64, (8,))})
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match="not of this pair: .* is float32"):
+        fit(
+            loader,
+            routine,
+            other,
+            steps=9,
+            record_every=2,
+            schedule=Falling(1e-5),
+            checkpoints=tmp_path,
+            progress=False,
+        )
+    assert all(map(torch.equal, before, other.parameters()))
+
+
+def test_without_resume_earlier_checkpoints_are_refused_and_stay(tmp_path):
+    run("vae", checkpoints=tmp_path)
+    before = Checkpoints(tmp_path).steps()
+    with pytest.raises(ValueError, match="has checkpoints already"):
+        run("vae", checkpoints=tmp_path, resume=False)
+    assert Checkpoints(tmp_path).steps() == before
+
+
+def test_a_loader_without_indices_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="a Loader or one batch, not a list"):
+        run("vae", loader=[data().train[:20]], checkpoints=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_environment_is_said_and_noted(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run("vae", checkpoints=tmp_path, checkpoint_every=1, callbacks=[stop_at(4)])
+    monkeypatch.setattr("unigen.runs.torch.get_num_threads", lambda: 77)
+    with pytest.warns(ResumeWarning, match="not bit-identical: threads was .*, is 77"):
+        _, history = run("vae", checkpoints=tmp_path, checkpoint_every=1)
+    assert "threads was" in history.notes[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, history = run("vae", checkpoints=tmp_path, checkpoint_every=1)  # the same again: nothing new to say
+    assert "threads was" in history.notes[1] and len(history.notes) == 3
+
+
+@pytest.mark.parametrize("where", ["parameter", "value"])
+def test_what_is_not_finite_never_reaches_a_checkpoint(tmp_path, where):
+    kept = Checkpoints(tmp_path)
+    pair, routine, loader = arm("vae")
+
+    def poison(state, history):
+        if state.step == 4:
+            next(iter(pair.model.parameters())).data.view(-1)[0] = float("nan")
+
+    settings = {"callbacks": [poison], "record_every": 1 if where == "parameter" else 4}
+    with pytest.raises((CheckpointError, TrainingError), match="step (4.*not finite|5)") as raised:
+        fit(
+            loader,
+            routine,
+            pair,
+            steps=9,
+            checkpoints=kept,
+            checkpoint_every=1 if where == "parameter" else 5,
+            progress=False,
+            **settings,
+        )
+    assert isinstance(raised.value, CheckpointError if where == "parameter" else TrainingError)
+    assert kept.steps() == ([2, 3] if where == "parameter" else [])
+    if kept.steps():
+        found = kept.load()
+        assert found.step == 3 and all(bool(torch.isfinite(t).all()) for t in found.content["pair"].values())

@@ -1,0 +1,111 @@
+"""What ``fit`` does with checkpoints: whose they are, what they hold beside the state, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unigen.checkpoints import Checkpoints
+from unigen.runs import environment
+from unigen.snapshots import capture, restore
+
+if TYPE_CHECKING:
+    from unigen.training import History, State
+
+__all__ = ["Keeper", "ResumeWarning"]
+
+
+class ResumeWarning(UserWarning):
+    """A run that goes on, but not from its newest checkpoint or not in the same environment; the sentence says which."""
+
+
+class Keeper:
+    """The checkpoints of one call of ``fit``.
+
+    ``same``, ``schedule``, ``loader``: what must be equal for a checkpoint to be of this run, beside ``checkpoints.run``.
+    Raises ``TypeError`` for a loader whose batches cannot be found by their index.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | str | Path, same: dict[str, Any], schedule: Any, loader: Any) -> None:
+        named = repr(schedule) if dataclasses.is_dataclass(schedule) else getattr(schedule, "__qualname__", None)
+        own = same | {"schedule": named, "data": _data(loader)}
+        kept = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(Path(checkpoints))
+        self.kept = dataclasses.replace(kept, run={**kept.run, **own})
+        self.latest: int | None = None
+        self.environment: dict[str, Any] = {}
+
+    def resume(self, state: State, history: History, allowed: bool) -> tuple[float, Tensor | None, int, bool]:
+        """Bring state and history to the newest good checkpoint, if there is one, and return what ``save`` was given.
+
+        That is ``(spent, total, count, stopped)``: seconds, the sum of the values since the last record and of how many
+        steps it is, and whether a callback ended the run. Warns of checkpoints passed over, and of another environment.
+        """
+        device = next((parameter.device for parameter in state.pair.parameters()), torch.device("cpu"))
+        self.environment = environment(str(device))
+        if not allowed and self.kept.steps():
+            raise ValueError(f"{self.kept.directory} has checkpoints already; resume the run, or name a new directory")
+        found = self.kept.load()
+        if found is None:
+            return 0.0, None, 0, False
+        restore(found.content, state)
+        for name, value in found.content["history"].items():
+            setattr(history, name, value)
+        notes = [f"{name} was rejected: {reason}" for name, reason in found.rejected.items()]
+        there = found.content["environment"]
+        changed = [
+            f"{name} was {there.get(name)}, is {now}"
+            for name, now in self.environment.items()
+            if there.get(name) != now
+        ]
+        if changed:
+            notes.append(f"the environment differs, so the run is not bit-identical: {', '.join(changed)}")
+        for note in notes:
+            warnings.warn(f"resumed at step {state.step}: {note}", ResumeWarning, stacklevel=3)
+        history.notes += [f"resumed at step {state.step}", *notes]
+        loop, self.latest = found.content["loop"], state.step
+        total = None if loop["total"] is None else loop["total"].to(device)
+        return loop["spent"], total, loop["count"], loop["stopped"]
+
+    def save(
+        self, state: State, history: History, spent: float, total: Tensor | None, count: int, stopped: bool
+    ) -> None:
+        """Save a checkpoint of this step, unless it has one."""
+        if self.latest == state.step:
+            return
+        rows = {name: getattr(history, name) for name in ("steps", "seconds", "values", "notes")}
+        loop = {"spent": spent, "total": total, "count": count, "stopped": stopped}
+        self.kept.save(state.step, capture(state) | {"history": rows, "loop": loop, "environment": self.environment})
+        self.latest = state.step
+
+
+def _data(loader: Any) -> Any:
+    """Return what tells the data of a run, and their order, from others."""
+    if hasattr(loader, "at"):
+        names = ("seed", "batch_size", "drop_last", "steps_per_epoch")
+        own = {name: value for name in names if isinstance(value := getattr(loader, name, None), int)}
+        return own | {"fingerprint": getattr(getattr(loader, "dataset", None), "fingerprint", None)}
+    if not isinstance(loader, Tensor | Mapping | tuple):
+        kind = type(loader).__name__
+        raise TypeError(
+            f"a run with checkpoints finds its batches by their index; give a Loader or one batch, not a {kind}"
+        )
+    digest = hashlib.sha256()
+    for name, value in dict(loader if isinstance(loader, Mapping) else enumerate(_tuple(loader))).items():
+        digest.update(f"{name} ".encode())
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _tuple(batch: Any) -> tuple[Any, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)

@@ -140,7 +140,7 @@ def _seeds_and_mean(
 
 
 def _curves(keys: dict[str, str], runs: Sequence[Run]) -> list[Panel]:
-    """Test log-likelihood against steps and against seconds: seeds are thin lines, their mean a thick one."""
+    """Validation log-likelihood against steps and against seconds: seeds are thin lines, their mean a thick one."""
     panels = []
     for label, column in (("steps", 0), ("seconds of training", 1)):
         series = []
@@ -149,7 +149,7 @@ def _curves(keys: dict[str, str], runs: Sequence[Run]) -> list[Panel]:
                      for run in runs if run.slug == slug and run.evaluations}  # fmt: skip
             series += _seeds_and_mean(key, lines, index % COLORS, any(run.kind == "exact" for run in lines))
         y_range = worth_showing([line for line in series if not line.faint])
-        y_label = "test log-likelihood (nats)"
+        y_label = "validation log-likelihood (nats)"
         panels.append(panel(series, x_label=label, y_label=y_label, y_range=y_range, title=f"against {label}"))
     return [found for found in panels if found]
 

@@ -25,6 +25,7 @@ METRICS = {
     "coverage": ("class coverage", 1),
     "modes": ("modes", 1),
     "high_quality": ("high-quality fraction", 1),
+    "reverse_kl": ("reverse KL over modes", -1),
 }
 
 

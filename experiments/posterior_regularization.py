@@ -98,6 +98,7 @@ def main(settings: Settings) -> dict[str, float]:
         "log-likelihood without": means[1],
         "log-likelihood with": means[3],
         "cost in nats": means[1] - means[3],
+        "cost at the fixed point": -math.log(2 * math.sqrt(settings.target * (1 - settings.target))),
     }
     for name, value in found.items():
         print(f"{name:<24} {value:8.4f}")

@@ -19,6 +19,7 @@ import pytest
 __all__ = ["MUTANTS", "Mutant", "plant"]
 
 EAGER, DRAW, OBJECTIVES = "unigen.engines.eager", "unigen.engines.draw", "unigen.objectives"
+PROGRAMS = "unigen.engines.programs"
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ MUTANTS = (
     ),
     Mutant(
         "tilted samples carry gradient",
-        f"{DRAW}:Programs.without_gradient_through_samples",
+        f"{PROGRAMS}:Programs.without_gradient_through_samples",
         "carry=False",
         "carry=True",
         "reweighted_wake_sleep(1) 1, normal, N=1",
@@ -221,7 +222,7 @@ MUTANTS = (
     ),
     Mutant(
         "a plate inside the datum enumerated as one",
-        f"{DRAW}:_support",
+        f"{PROGRAMS}:_support",
         "if dim - depth in inner else 1",
         "if False else 1",
         "maximum_likelihood 1, plated, N=2",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines import eager
-from unigen.engines.draw import Programs
+from unigen.engines.programs import Programs
 from unigen.pair import Pair
 from unigen.phases import Phase
 

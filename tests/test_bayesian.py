@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 
 from unigen import routines
 from unigen.engines import eager
-from unigen.engines.draw import Programs
+from unigen.engines.programs import Programs
 from unigen.objectives import elbo, iwae, log_weight
 from unigen.pair import Pair
 from unigen.phases import PHI, Phase, Sleep, StickingTheLanding, Tilted, Wake

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from unigen.cli import main, routines_markdown
-from unigen.compare import Settings, build_pair, plan, psi_networks
 from unigen.networks import fingerprint
+from unigen.planning import build_pair, plan, psi_networks
 from unigen.routines import by_name, catalogue
+from unigen.settings import Settings
 
 README = Path(__file__).parents[1] / "README.md"
 TINY = ["--hidden", "16", "--steps", "4", "--batch-size", "32", "--particles", "3", "--test-size", "40"]

@@ -18,7 +18,7 @@ from worlds import WORLDS, one_layer, smooth_gan
 
 from unigen import routines
 from unigen.engines import eager
-from unigen.engines.draw import Programs
+from unigen.engines.programs import Programs
 from unigen.objectives import Network
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Tilted, Wake
 

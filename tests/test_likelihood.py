@@ -32,7 +32,9 @@ class Line(PyroModule):
 
     def exact(self, x):
         covariance = self.a @ self.a.T + self.s**2 * torch.eye(3, dtype=torch.float64)
-        return torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance).log_prob(x).detach()
+        return (
+            torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance).log_prob(x).detach()
+        )
 
     def posterior(self):
         precision = torch.eye(2, dtype=torch.float64) + self.a.T @ self.a / self.s**2

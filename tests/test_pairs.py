@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unigen import routines
 from unigen.engines import eager
-from unigen.engines.draw import Programs
+from unigen.engines.programs import Programs
 from unigen.kernels import Gibbs, Langevin
 from unigen.networks import networks
 from unigen.objectives import log_p

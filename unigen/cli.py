@@ -16,24 +16,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from unigen.compare import (
-    PAIRS,
-    Arm,
-    Common,
-    Plan,
-    Settings,
-    UsageError,
-    announcements,
-    build_pair,
-    compare,
-    plan,
-)
+from unigen.compare import compare
 from unigen.data import NAMES, DataError
+from unigen.describe import announcements
 from unigen.evaluate import sample
 from unigen.pair import nearest
+from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
 from unigen.report import render, table
 from unigen.routines import catalogue
 from unigen.runs import load_weights, save_grid, save_scatter
+from unigen.settings import Common, Settings, UsageError
 
 __all__ = ["main", "routines_markdown"]
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import constraints
 
+from unigen.engines.programs import Programs, base_of, family_of
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase, Routine
 
@@ -70,8 +71,6 @@ def _refusals(where: str) -> Iterator[None]:
 
 def _check_sites(pair: Pair, x: Any) -> None:
     """Compare the sites that the two programs share: one size, both discrete or neither, no value outside the support."""
-    from unigen.engines.draw import Programs
-
     programs, data = Programs(pair), pair.bind(x)
     with torch.no_grad():
         guide, model = programs.run("guide", data), programs.run("model", data)
@@ -85,23 +84,13 @@ def _check_sites(pair: Pair, x: Any) -> None:
                 "model; give both the same size"
             )
         kinds = _support(ours), _support(theirs)
-        if isinstance(_base(ours), Delta) or kinds in (("bounded", "real"), ("bounded", "bounded")):
+        if isinstance(base_of(ours), Delta) or kinds in (("bounded", "real"), ("bounded", "bounded")):
             continue
         if kinds[0] != kinds[1]:
             raise PairError(
-                f"site '{name}' has a {kinds[1]} support in the model ({_family(theirs)}) and a {kinds[0]} one in the guide "
-                f"({_family(ours)}); give the guide a distribution of the model's support"
+                f"site '{name}' has a {kinds[1]} support in the model ({family_of(theirs)}) and a {kinds[0]} one in the guide "
+                f"({family_of(ours)}); give the guide a distribution of the model's support"
             )
-
-
-def _base(fn: Any) -> Any:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def _family(fn: Any) -> str:
-    return type(_base(fn)).__name__.removeprefix("Expanded")
 
 
 def _support(fn: Any) -> str:

@@ -1,4 +1,4 @@
-"""The reference engine: phases executed on Pyro's effect handlers. The only file that knows them.
+"""The reference engine: phases executed on Pyro's effect handlers (with ``programs`` and ``draw``, which know them).
 
 ``objective(phase, pair, x)`` returns ``(value, surrogate)``; the gradient of the surrogate along the phase's parameters is
 an unbiased estimate of the gradient of E_under[maximize] - E_against[maximize]. ``step`` runs every phase of a routine.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unigen.engines.checks import check_once
-from unigen.engines.draw import Draw, Programs, enumerate_sites
+from unigen.engines.draw import Draw
+from unigen.engines.programs import Programs, enumerate_sites
 from unigen.objectives import iwae, log_weight
 from unigen.pair import Pair, PairError
 from unigen.phases import (

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen.engines.draw import Programs
 from unigen.engines.eager import draw
+from unigen.engines.programs import Programs
 from unigen.evaluate.likelihood import isolated
 from unigen.kernels import Gibbs
 from unigen.pair import Pair

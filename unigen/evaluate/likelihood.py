@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unigen.engines.draw import Programs
 from unigen.engines.eager import draw
+from unigen.engines.programs import Programs
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine

@@ -1,0 +1,167 @@
+"""Kill runs with ``kill -9`` at random instants, start them again by the same call, and compare with runs left alone.
+
+    python tests/stress.py --kills 200
+
+Prints one row a routine: kills, runs finished, how many of these ended in the same bits (parameters, buffers, chains,
+optimizers, every random stream), and the most steps that one kill cost, which is at most the interval of checkpoints.
+Exits with 1 where a run ended in other bits, a checkpoint was rejected, or more was lost. Wants ``os.fork``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from resuming import ARMS, arm, digest  # noqa: E402
+
+from unigen import fit  # noqa: E402
+from unigen.resume import ResumeWarning  # noqa: E402
+from unigen.training import Falling  # noqa: E402
+
+STEPS, INTERVAL = 40, 3
+
+
+@dataclass
+class Row:
+    """What happened to one routine."""
+
+    routine: str
+    kills: int = 0
+    finished: int = 0
+    equal: int = 0
+    lost: int = 0
+    errors: int = 0
+
+    @property
+    def good(self) -> bool:
+        return self.equal == self.finished > 0 and self.errors == 0 and self.lost <= INTERVAL
+
+
+def train(name: str, directory: Path | None, result: Path) -> None:
+    """Run an arm as a script would, log every step, and write the digest of where it ended."""
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    warnings.simplefilter("error", ResumeWarning)
+    pair, routine, loader = arm(name)
+    handle = os.open(result.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    state, _ = fit(
+        loader,
+        routine,
+        pair,
+        steps=STEPS,
+        schedule=Falling(1e-5),
+        record_every=1,
+        callbacks=[lambda state, history: os.write(handle, f"{state.step}\n".encode()) and None],
+        checkpoints=directory,
+        checkpoint_every=INTERVAL,
+        progress=False,
+    )
+    result.write_text(digest(state))
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run ``work`` in a child and return its process id; the child exits with 0, or 1 after an error."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def ended(child: int) -> int | None:
+    """Return a child's exit code, or None where it still runs."""
+    process, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if process else None
+
+
+def stress(name: str, kills: int, chance: random.Random, root: Path) -> Row:
+    """Kill runs of one routine until there were ``kills`` and the last run has finished."""
+    row, alone = Row(name), root / "alone"
+    root.mkdir()
+    began = time.monotonic()
+    code = os.waitstatus_to_exitcode(os.waitpid(fork(lambda: train(name, root / "first", alone)), 0)[1])
+    duration = time.monotonic() - began
+    if code:
+        row.errors += 1
+        return row
+    os.waitpid(fork(lambda: train(name, None, root / "plain")), 0)
+    wanted = (root / "plain").read_text()
+    row.errors += alone.read_text() != wanted  # checkpoints must not change a run either
+    number = 0
+    while row.kills < kills or not row.finished:
+        number, finished = number + 1, False
+        directory, result = root / f"run-{number}", root / f"result-{number}"
+        while not finished:
+            log = result.with_suffix(".log")
+            before = log.read_text().splitlines() if log.exists() else []
+            child = fork(lambda directory=directory, result=result: train(name, directory, result))
+            until = time.monotonic() + (chance.uniform(0, duration) if row.kills < kills else 120)
+            while (code := ended(child)) is None and time.monotonic() < until:
+                time.sleep(0.001)
+            if code is None:
+                os.kill(child, signal.SIGKILL)
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                row.kills += code == -signal.SIGKILL
+            after = log.read_text().splitlines() if log.exists() else []
+            if before and len(after) > len(before):
+                row.lost = max(row.lost, int(before[-1]) + 1 - int(after[len(before)]))
+            finished = code == 0
+            if code not in (0, -signal.SIGKILL):
+                row.errors += 1
+                return row
+        row.finished += 1
+        row.equal += result.read_text() == wanted
+    return row
+
+
+def main() -> int:
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=200, help="kills in all, shared among the routines")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="decides the instants")
+    parser.add_argument("--routines", nargs="*", default=list(ARMS), choices=list(ARMS), help="default: all")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    pair, routine, loader = arm("vae")
+    fit(loader, routine, pair, steps=1, progress=False)  # what torch imports at the first step, once for all children
+    chance = random.Random(chosen.seed)
+    print(f"seed {chosen.seed}, {STEPS} steps a run, a checkpoint every {INTERVAL}, torch {torch.__version__}")
+    print(f"{'routine':<36}{'kills':>7}{'runs':>7}{'equal':>7}{'steps lost':>12}")
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        for number, name in enumerate(chosen.routines):
+            share = chosen.kills * (number + 1) // len(chosen.routines) - chosen.kills * number // len(chosen.routines)
+            row = stress(name, share, chance, Path(root, str(number)))
+            rows.append(row)
+            mark = "" if row.good else "   FAILED"
+            print(f"{name:<36}{row.kills:>7}{row.finished:>7}{row.equal:>7}{row.lost:>12}{mark}", flush=True)
+    kills, runs, equal = (sum(getattr(row, field) for row in rows) for field in ("kills", "finished", "equal"))
+    print(f"{'all':<36}{kills:>7}{runs:>7}{equal:>7}{max(row.lost for row in rows):>12}")
+    return 0 if all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Running a pair's programs under Pyro's handlers: what every sample statement did, and every value of discrete sites."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import Independent
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from unigen.pair import Pair, PairError
+
+__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of"]
+
+MOST_JOINT_VALUES = 2**16
+
+
+class Site(NamedTuple):
+    """What one sample statement did."""
+
+    name: str
+    fn: Any
+    value: Tensor
+    observed: bool
+    frames: tuple[Any, ...]
+    scale: Any
+    mask: Any
+
+
+class _Record(Messenger):
+    """Record every sample statement; take values from ``values``, dream the observed ones, detach where told.
+
+    Entered first, hence outermost: plates have expanded a site's distribution before a value is drawn here.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], dream: bool, detach: bool) -> None:
+        super().__init__()
+        self.values, self.dream, self.detach = values, dream, detach
+        self.sites: dict[str, Site] = {}
+        self.was_observed: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if msg["is_observed"]:
+            if not self.dream:
+                return
+            self.was_observed.add(msg["name"])
+            msg["is_observed"] = False
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+        elif self.detach or not msg["fn"].has_rsample:
+            with torch.no_grad():
+                msg["value"] = msg["fn"].sample()
+        else:
+            msg["value"] = msg["fn"].rsample()
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        name = msg["name"]
+        if name in self.sites:
+            raise PairError(f"site '{name}' is sampled twice by one program; give each sample statement its own name")
+        frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
+        observed = msg["is_observed"] or name in self.was_observed
+        self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"])
+
+
+class Layout(NamedTuple):
+    """How deep a pair's plates nest, and whether one of them holds the rows of a batch."""
+
+    nesting: int
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A pair's two programs, run as one phase wants them: what moves, and by which estimator."""
+
+    pair: Pair
+    move: tuple[str, ...] = ()
+    estimator: Any = None
+    carry: bool = True  # samples carry gradient where the phase moves the program that drew them
+    freeze_model: bool = False
+    allow_unnormalized: bool = False
+    dry: bool = False
+
+    def without_gradient_through_samples(self) -> Programs:
+        return dataclasses.replace(self, carry=False, estimator=None, freeze_model=False)
+
+    def with_model_frozen(self) -> Programs:
+        return dataclasses.replace(self, freeze_model=True)
+
+    def run(
+        self,
+        which: str,
+        data: Mapping[str, Any],
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        particles: int | None = None,
+        dream: bool = False,
+        detach: bool = False,
+        grad: bool = False,
+        frozen: bool = False,
+    ) -> dict[str, Site]:
+        """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
+        program = self.pair.model if which == "model" else self.pair.guide
+        names = self.pair.arguments if which == "model" else self.pair.guide_arguments
+        arguments = {name: data[name] for name in names if name in data}
+        nesting = 0 if particles is None else self.layout(data).nesting  # before _Record, which would record the probe
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
+            record = stack.enter_context(_Record(values or {}, dream, detach))
+            if particles is not None:
+                stack.enter_context(pyro.plate("_particles", particles, dim=-1 - nesting))
+            if frozen and isinstance(program, torch.nn.Module):
+                fixed = {name: parameter.detach() for name, parameter in program.named_parameters()}
+                torch.func.functional_call(program, fixed, (), arguments)
+            else:
+                self.pair.runner(which)(**arguments)
+        return record.sites
+
+    def layout(self, data: Mapping[str, Any]) -> Layout:
+        """Probe the pair once, without touching the random streams."""
+        if self.pair.layout is None:
+            with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+                sites = [*self.run("guide", data).values(), *self.run("model", data).values()]
+            frames = [frame for site in sites for frame in site.frames]
+            self.pair.layout = Layout(
+                max((-frame.dim for frame in frames), default=0),
+                any(frame.name == self.pair.batch_plate for frame in frames),
+            )
+        return self.pair.layout
+
+    def dream(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Dream new data from the model, without gradient, by argument name."""
+        sites = self.run("model", data, dream=True, detach=True)
+        dreamt = {name: sites[name].value for name in self.pair.arguments if name in sites}
+        if not dreamt:
+            raise PairError(
+                f"the model dreams no data: none of its sites is named as an argument ({', '.join(self.pair.arguments)}); "
+                "observe one with pyro.sample(name, ..., obs=name)"
+            )
+        return dreamt
+
+
+def base_of(fn: Any) -> Any:
+    """Return a distribution without its ``to_event`` wrappers."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def family_of(fn: Any) -> str:
+    """Return the name of a distribution's family, as messages call it."""
+    return type(base_of(fn)).__name__.removeprefix("Expanded")
+
+
+def _devices(data: Mapping[str, Any]) -> list[torch.device]:
+    return list({value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda})
+
+
+def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """Return every joint value of the guide's sites, by name, (M, ..., event), and M."""
+    nesting = programs.layout(data).nesting
+    with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+        sites = programs.run("guide", data)
+    supports = {name: _support(site, programs.pair.batch_plate) for name, site in sites.items()}
+    rows = 1
+    for support in supports.values():
+        rows *= len(support)
+    if rows > MOST_JOINT_VALUES:
+        raise PairError(
+            f"sites {', '.join(repr(n) for n in supports)} have {rows} joint values, more than {MOST_JOINT_VALUES} to enumerate; "
+            "use a routine that samples (vimco, reweighted_wake_sleep)"
+        )
+    index = torch.arange(rows)
+    values = {}
+    for name, support in supports.items():
+        site, size = sites[name], len(support)
+        batch, event = site.fn.batch_shape, site.fn.event_shape
+        column = support.to(site.value.device)[index % size]
+        index = index // size
+        padded = column.reshape(rows, *(1,) * (nesting - len(batch)), *column.shape[1:])
+        values[name] = padded.expand(rows, *(1,) * (nesting - len(batch)), *batch, *event)
+    return values, rows
+
+
+def _support(site: Site, batch_plate: str) -> Tensor:
+    """Return every joint value of a datum's part of the site: (values, batch, event), the batch plate's size being 1."""
+    fn, elements = base_of(site.fn), 1
+    if not getattr(fn, "has_enumerate_support", False):
+        raise PairError(
+            f"site '{site.name}' ({family_of(fn)}) has no finite support to enumerate; use a routine that samples (vae, iwae)"
+        )
+    values = fn.enumerate_support(expand=False)
+    values = values.reshape(len(values), *fn.event_shape)
+    inner = {frame.dim for frame in site.frames if frame.name != batch_plate}  # plates inside a datum vary jointly
+    depth = len(site.fn.batch_shape)
+    within = [size if dim - depth in inner else 1 for dim, size in enumerate(site.fn.batch_shape)]
+    for size in (*within, *site.fn.event_shape[: len(site.fn.event_shape) - len(fn.event_shape)]):
+        elements *= size
+    if len(values) ** elements > MOST_JOINT_VALUES:
+        raise PairError(
+            f"site '{site.name}' has {len(values)}^{elements} values, more than {MOST_JOINT_VALUES} to enumerate; "
+            "use a routine that samples (vimco, reweighted_wake_sleep)"
+        )
+    columns = torch.cartesian_prod(*[torch.arange(len(values))] * elements).reshape(-1, elements)
+    return values[columns].reshape(-1, *within, *site.fn.event_shape)

@@ -1,0 +1,244 @@
+"""Planning: refuse what is wrong with a comparison before anything is written, and build the pair of every run.
+
+``plan`` checks every setting, loads the data and tries every routine on its pair; ``build_pair`` is a pure function of the
+plan, the routine and the seed, so that every routine of a seed starts from the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unigen import data as datasets
+from unigen.data import Dataset, Loader
+from unigen.engines.checks import check
+from unigen.networks import Baseline, Critic, Networks, networks
+from unigen.pair import Pair, nearest
+from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs.likelihoods import LIKELIHOODS
+from unigen.phases import Optimizer, Phase, Routine
+from unigen.routines import by_name
+from unigen.runs import slug_of
+from unigen.settings import Settings, UsageError
+from unigen.training import engine_named
+
+__all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "psi_networks", "shared_networks"]
+
+ON_BITS = (
+    "vae",
+    "iwae(5)",
+    "wake_sleep",
+    "reweighted_wake_sleep(5)",
+    "aavae",
+    "gan",
+    "wgan_gp",
+    "mmd",
+    "em",
+    "persistent_contrastive_divergence",
+)
+ON_REALS = ("vae", "iwae(5)", "wake_sleep", "gan", "wgan_gp", "mmd", "em", "maximum_likelihood")
+PAIRS = ("auto", "latent", "sigmoid_belief", "mixture", "adversarial", "rbm", "flow")
+
+
+@dataclass
+class Arm:
+    """One routine of a comparison with its pair family."""
+
+    name: str
+    slug: str
+    routine: Routine
+    pair: str
+
+
+@dataclass
+class Plan:
+    """A comparison whose every setting has been checked."""
+
+    settings: Settings
+    command: str
+    dataset: Dataset
+    likelihood: str
+    device: str
+    arms: list[Arm]
+    directory: Path
+
+    @property
+    def test(self) -> Tensor:
+        """The test rows that are evaluated, (n, D), on the plan's device."""
+        rows = self.dataset.test[: self.settings.test_size or None]
+        return rows.to(self.device)
+
+    def optimizer(self, arm: Arm) -> Optimizer:
+        """The optimizer of a run: the routine's own, with the learning rate of the settings where there is one."""
+        own = arm.routine.optimizer
+        return dataclasses.replace(own, lr=self.settings.learning_rate or own.lr)
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def plan(settings: Settings, command: str = "unigen compare") -> Plan:
+    """Check every setting, load the data, and try every routine on its pair; nothing is written.
+
+    Raises ``UsageError`` for a wrong setting or pairing, ``unigen.data.DataError`` for data that cannot be had.
+    """
+    try:
+        return _plan(settings, command)
+    except datasets.DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _plan(settings: Settings, command: str) -> Plan:
+    given = [name for name in ("steps", "epochs", "seconds") if getattr(settings, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"a run has one budget, but --{given[0]} and --{given[1]} were given; drop one")
+    if not given:
+        settings = dataclasses.replace(settings, steps=1000)
+    for name in ("steps", "epochs", "seconds", "batch_size", "particles", "latent", "components", "units"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive; got {value}")
+    for name in ("test_size", "evaluations"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative; got {getattr(settings, name)}")
+    for name in ("learning_rate", "final_learning_rate"):
+        rate = getattr(settings, name)
+        if rate is not None and not 0 < rate < 10:
+            raise ValueError(f"--{name.replace('_', '-')} must lie between 0 and 10; got {rate}")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds) or min(settings.seeds) < 0:
+        raise ValueError(f"--seeds wants different numbers from 0; got {' '.join(map(str, settings.seeds)) or 'none'}")
+    for name, options in (("pair", PAIRS), ("likelihood", ("auto", *LIKELIHOODS)), ("networks", ("mlp", "conv"))):
+        if getattr(settings, name) not in options:
+            raise ValueError(f"--{name} {getattr(settings, name)!r}: {nearest(getattr(settings, name), options)}")
+    engine_named(settings.engine)
+    device = _device(settings.device)
+    dataset = datasets.load(
+        settings.data, settings.data_root, binarization=settings.binarization, dequantize=settings.dequantize
+    )
+    binary = dataset.binarization != "none" or dataset.levels == 2
+    continuous = dataset.levels is None or dataset.dequantize
+    natural = "bernoulli" if binary else "normal" if continuous else "discretized_logistic"
+    likelihood = natural if settings.likelihood == "auto" else settings.likelihood
+    if likelihood == "bernoulli" and not binary:
+        raise ValueError(
+            f"--likelihood bernoulli wants binary data, but {settings.data} is not; use {natural}, or --binarization"
+        )
+    if likelihood == "discretized_logistic" and (binary or continuous):
+        raise ValueError(
+            f"--likelihood discretized_logistic wants grey levels, but this {settings.data} has none; use {natural}"
+        )
+    names = settings.routines or (ON_REALS if continuous else ON_BITS)
+    settings = dataclasses.replace(
+        settings, routines=tuple(names), latent=settings.latent or (2 if dataset.shape == (2,) else 20)
+    )
+    arms = []
+    for name in names:
+        routine = by_name(name)
+        family = routine.pairs[0] if settings.pair == "auto" else settings.pair
+        if family not in routine.pairs:
+            raise ValueError(f"routine {name} does not run on --pair {family}; it runs on {', '.join(routine.pairs)}")
+        if family in ("sigmoid_belief", "rbm") and not binary:
+            raise ValueError(
+                f"routine {name} on the pair {family} wants binary data; use --binarization static or dynamic"
+            )
+        if family == "flow" and not continuous:
+            raise ValueError(
+                f"routine {name} on the pair flow wants continuous data; use --dequantize --binarization none"
+            )
+        arms.append(Arm(routine.name, slug_of(routine.name), routine, family))
+    if len({arm.slug for arm in arms}) < len(arms):
+        raise ValueError(f"--routines names a routine twice: {' '.join(names)}")
+    directory = Path(settings.out) if settings.out else Path("runs", f"{settings.data}-{datetime.now():%Y%m%d-%H%M%S}")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"--out {directory} exists and is not empty; name a new directory")
+    planned = Plan(settings, command, dataset, likelihood, device, arms, directory)
+    probe = Loader(dataset, min(settings.batch_size, len(dataset.train)), seed=0, device=device).at(0)[:8]
+    for arm in arms:
+        pair = build_pair(planned, arm, settings.seeds[0])
+        try:
+            check(arm.routine, pair, probe)
+        except ValueError as error:
+            raise ValueError(f"routine {arm.name} on the pair {arm.pair}: {error}") from None
+    return planned
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"--device {name!r}: {nearest(kind, ('auto', 'cpu', 'cuda'))}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return name
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+
+
+def shared_networks(planned: Plan, seed: int) -> Networks:
+    """Return the network set that latent and adversarial pairs share, a pure function of the seed."""
+    settings, dataset = planned.settings, planned.dataset
+    return networks(
+        settings.networks,
+        dataset.shape,
+        settings.latent or 20,
+        hidden=settings.hidden,
+        activation=settings.activation,
+        mean=dataset.mean if dataset.levels is not None or dataset.binarization != "none" else None,
+        seed=seed,
+    )
+
+
+def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
+    """Return a new pair for one run, on the plan's device; equal seeds give equal weights."""
+    settings, dataset, family = planned.settings, planned.dataset, arm.pair
+    dimension = dataset.train.shape[1]
+    if family in ("latent", "adversarial"):
+        shared = shared_networks(planned, seed)
+        likelihood = Likelihood(planned.likelihood, dataset.levels, bounded=dataset.shape != (2,))
+        psi: dict[str, nn.Module] = {}
+        for name in psi_networks(arm.routine.phases):
+            psi[name] = Baseline(dimension) if name == "baseline" else Critic(shared)
+        pair = (latent if family == "latent" else adversarial)(shared, likelihood, psi)
+    elif family == "sigmoid_belief":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            psi = {name: Baseline(dimension) for name in psi_networks(arm.routine.phases)}
+        pair = sigmoid_belief(dimension, settings.layers, mean=dataset.mean, seed=seed, psi=psi)
+    elif family == "mixture":
+        kind = "bernoulli" if planned.likelihood == "bernoulli" else "normal"
+        pair = mixture(settings.components, dataset.train, likelihood=kind, seed=seed)
+    elif family == "rbm":
+        pair = rbm(dimension, settings.units, mean=dataset.mean, seed=seed)
+    else:
+        pair = flow(dimension, hidden=settings.hidden, start=dataset.train, seed=seed)
+    return pair.to(planned.device)
+
+
+def psi_networks(phases: tuple[Phase, ...]) -> list[str]:
+    """Return the names of the psi networks that phases read, in order."""
+    found: dict[str, None] = {}
+
+    def walk(part: Any) -> None:
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            name = getattr(part, "network", None)
+            if isinstance(name, str):
+                found[name] = None
+            for entry in dataclasses.fields(part):
+                walk(getattr(part, entry.name))
+        elif isinstance(part, tuple):
+            for item in part:
+                walk(item)
+
+    walk(phases)
+    return list(found)

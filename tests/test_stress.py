@@ -28,6 +28,14 @@ def test_runs_killed_ten_times_end_in_the_same_bits():
     assert kills >= 10 and runs == equal >= 3 and lost <= 3
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_runs_asked_to_end_lose_nothing_and_end_in_the_same_bits(name):
+    table = stress("--kills", "5", "--signal", name, "--routines", "posterior regularization", timeout=300)
+    kills, runs, equal, lost = map(int, table.splitlines()[-1].split()[1:])
+    assert kills >= 5 and runs == equal >= 1 and lost == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_runs_of_every_routine_killed_two_hundred_times_end_in_the_same_bits():

@@ -49,6 +49,6 @@ def locked(directory: Path) -> Iterator[None]:
 def _holder(handle: int) -> str:
     try:
         found = json.loads(os.pread(handle, 4096, 0))
-        return f"process {int(found['process'])} on {found['computer']!s:.80}, since {found['since']!s:.40}"
+        return f"process {int(found['process'])} on {found['computer']!r:.80}, since {found['since']!r:.40}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -20,7 +20,7 @@ from unigen.compare import compare
 from unigen.data import NAMES, DataError
 from unigen.describe import announcements
 from unigen.evaluate import sample
-from unigen.pair import nearest
+from unigen.names import nearest
 from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
 from unigen.report import render, table
 from unigen.routines import catalogue

@@ -19,9 +19,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unigen.datachecks import DataError, check, check_options, integer, nearest
+from unigen.datachecks import DataError, check, check_options, integer
 from unigen.datafiles import read
 from unigen.densities import DENSITIES, Density
+from unigen.names import nearest_name
 
 __all__ = ["NAMES", "DataError", "Dataset", "Loader", "check", "load"]
 
@@ -148,7 +149,9 @@ def load(
     (torch.Size([1297, 64]), 17, 'dynamic')
     """
     if name not in NAMES:
-        raise ValueError(f"Unknown dataset {name!r}: did you mean {nearest(name, NAMES)!r} (of {', '.join(NAMES)})?")
+        raise ValueError(
+            f"Unknown dataset {name!r}: did you mean {nearest_name(name, NAMES)!r} (of {', '.join(NAMES)})?"
+        )
     seed = integer("seed", seed, 0)
     if name in DENSITIES:
         if dequantize or binarization not in (None, "none"):

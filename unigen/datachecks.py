@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["DataError", "check", "check_options", "integer", "nearest"]
+from unigen.names import nearest_name
+
+__all__ = ["DataError", "check", "check_options", "integer"]
 
 _BINARIZATIONS = ("none", "static", "dynamic")
 
@@ -56,7 +56,7 @@ def check(x: Tensor, name: str, *, low: float = -math.inf, high: float = math.in
 def check_options(name: str, binarization: str, dequantize: bool, levels: int | None) -> None:
     """Refuse options that do not fit together or do not fit the data."""
     if binarization not in _BINARIZATIONS:
-        guess = nearest(binarization, _BINARIZATIONS)
+        guess = nearest_name(binarization, _BINARIZATIONS)
         raise ValueError(
             f"Unknown binarization {binarization!r}: did you mean {guess!r} ({', '.join(_BINARIZATIONS)})?"
         )
@@ -76,8 +76,3 @@ def integer(name: str, value: int, low: int, high: int | None = None, why: str =
         bounds = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}{why}"
         raise ValueError(f"{name} is {value!r}, expected {bounds}.")
     return number
-
-
-def nearest(value: object, names: Iterable[str]) -> str:
-    """Return the name that is most like `value`."""
-    return difflib.get_close_matches(str(value).lower(), list(names), n=1, cutoff=0.0)[0]

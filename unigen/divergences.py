@@ -11,7 +11,6 @@ Where the tables of the f-GAN paper disagree with themselves, the generator f de
 The maximum mean discrepancy is MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y). All logarithms are natural.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
+
+from unigen.names import nearest_name
 
 __all__ = [
     "FDivergence",
@@ -232,7 +233,7 @@ def f_divergence(name: str) -> FDivergence:
     """
     if name in f_divergences:
         return f_divergences[name]
-    nearest = difflib.get_close_matches(name, f_divergences, n=1, cutoff=0.0)[0]
+    nearest = nearest_name(name, f_divergences)
     raise ValueError(
         f"There is no f-divergence {name!r}; the nearest name is {nearest!r}, of {', '.join(f_divergences)}."
     )

@@ -12,9 +12,8 @@ Conventions that every engine relies on:
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,20 +21,15 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["Pair", "PairError", "nearest"]
+from unigen.names import nearest
+
+__all__ = ["Pair", "PairError"]
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
 
 
 class PairError(ValueError):
     """A routine and a pair, or the two programs of a pair, do not fit; the sentence names the site and a remedy."""
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ", did you mean ...?" or the list of valid names, to end an error message."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names) or 'none'}"
 
 
 class Pair(nn.Module):

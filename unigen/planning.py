@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from unigen import data as datasets
 from unigen.data import Dataset, Loader
 from unigen.engines.checks import check
+from unigen.names import nearest
 from unigen.networks import Baseline, Critic, Networks, networks
-from unigen.pair import Pair, nearest
+from unigen.pair import Pair
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import LIKELIHOODS
 from unigen.phases import Optimizer, Phase, Routine

@@ -11,6 +11,7 @@ import ast
 from typing import Any
 
 from unigen.kernels import Gibbs
+from unigen.names import nearest
 from unigen.objectives import (
     Activated,
     BetaElbo,
@@ -35,7 +36,6 @@ from unigen.objectives import (
     log_weight,
 )
 from unigen.objectives import iwae as iwae_bound
-from unigen.pair import nearest
 from unigen.phases import (
     PHI,
     PSI,

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from unigen.checkpoints import Checkpoints
 from unigen.engines import eager
-from unigen.pair import Pair, PairError, nearest
+from unigen.names import nearest
+from unigen.pair import Pair, PairError
 from unigen.phases import Optimizer, Phase, Routine
 from unigen.resume import Keeper
 

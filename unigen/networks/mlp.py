@@ -3,12 +3,13 @@
 The file also holds the argument checks that the other networks share.
 """
 
-import difflib
 import operator
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from unigen.names import nearest_name
 
 __all__ = ["MLP", "MLPTrunk"]
 
@@ -156,6 +157,6 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
     """Return name where it is one of the options."""
     names = list(options)
     if name not in names:
-        nearest = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.0)[0]
+        nearest = nearest_name(name, names)
         raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(names)}, the nearest is {nearest!r}")
     return name

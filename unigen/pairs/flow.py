@@ -14,7 +14,8 @@ from pyro.distributions import transforms
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, nearest
+from unigen.names import nearest
+from unigen.pair import Pair
 
 __all__ = ["FLOWS", "FlowModel", "flow"]
 

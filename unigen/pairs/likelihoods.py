@@ -14,7 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from unigen.pair import nearest
+from unigen.names import nearest
 
 __all__ = ["LIKELIHOODS", "DiscretizedLogistic", "Implicit", "Likelihood", "Stratified"]
 

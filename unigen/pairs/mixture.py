@@ -15,7 +15,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from unigen.pair import Pair, nearest
+from unigen.names import nearest
+from unigen.pair import Pair
 
 __all__ = ["MixtureGuide", "MixtureModel", "mixture"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -190,17 +191,25 @@ def test_a_loader_without_indices_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "new").exists()
 
 
-def test_another_environment_is_said_and_noted(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("torch.get_num_threads", lambda: 77, "threads was .*, is 77"),
+        ("unigen.resume._code", lambda: "abc", "code was [0-9a-f]{64}, is abc"),
+        ("torch.are_deterministic_algorithms_enabled", lambda: True, "deterministic was False, is True"),
+    ],
+)
+def test_another_environment_is_said_and_noted(tmp_path, monkeypatch, name, changed, words):
     with pytest.raises(KeyboardInterrupt):
         run("vae", checkpoints=tmp_path, checkpoint_every=1, callbacks=[stop_at(4)])
-    monkeypatch.setattr("unigen.runs.torch.get_num_threads", lambda: 77)
-    with pytest.warns(ResumeWarning, match="not bit-identical: threads was .*, is 77"):
+    monkeypatch.setattr(name, changed)
+    with pytest.warns(ResumeWarning, match=f"not bit-identical: {words}"):
         _, history = run("vae", checkpoints=tmp_path, checkpoint_every=1)
-    assert "threads was" in history.notes[1]
+    assert re.search(words, history.notes[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, history = run("vae", checkpoints=tmp_path, checkpoint_every=1)  # the same again: nothing new to say
-    assert "threads was" in history.notes[1] and len(history.notes) == 3
+    assert re.search(words, history.notes[1]) and len(history.notes) == 3
 
 
 @pytest.mark.parametrize("where", ["parameter", "value"])

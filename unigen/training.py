@@ -43,7 +43,9 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to end, and whose checkpoint, where it has some, is written."""
+    """A run that was asked to end, and whose checkpoint, where it has some, is written; ``code`` is its exit code."""
+
+    code: int = 130
 
 
 @dataclass

@@ -1,0 +1,160 @@
+"""Estimators of a gradient of an expectation: by the path, by the score, and their variance (rows D8, D9).
+
+grad E_q f(z) = E_e[f'(z) grad z(e)] = E_q[f(z) grad log q(z)]. The mean over every outcome is the engine's, exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Generator, Tensor, nn
+
+from identities.autoencoding import guide_by_hand, linear_bound, linear_pair
+from identities.exact import expected, gradient
+from identities.identity import Sides, identity, stack
+from identities.tables import latent_pair, normals, rows_of, scatter, simplex
+from unigen import routines
+from unigen.objectives import elbo, log_q
+from unigen.pair import Pair
+from unigen.phases import (
+    PHI,
+    THETA,
+    LeaveOneOut,
+    Pathwise,
+    Phase,
+    ScoreFunction,
+    Sleep,
+    Wake,
+)
+
+__all__ = [
+    "baselines_have_no_bias",
+    "line_pair",
+    "path_and_score_agree",
+    "path_has_less_variance",
+    "score_has_mean_zero",
+    "square",
+]
+
+
+@identity(
+    "grad_phi E_q f(z) = E_e[f'(z) grad z(e)] = E_q[f(z) grad log q(z)], by the path and by the score",
+    "Kingma & Welling 2014, section 2.4; Williams 1992; Paisley, Blei & Jordan 2012",
+    ("unigen.phases.Pathwise", "unigen.phases.ScoreFunction", "unigen.routines.reinforce"),
+    ("D8", "D9"),
+    "the prior's pull on the guide counted twice",
+    tolerance=1e-8,
+)
+def path_and_score_agree(generator: Generator, wrong: bool) -> Sides:
+    pair, x = linear_pair(generator, 2, 1), normals(generator, 1, 2)
+    exact = gradient(linear_bound(pair, x), pair, "phi")
+    step = 1e-4
+    finite = []  # central differences of the closed form along each guide parameter
+    with torch.no_grad():
+        for parameter in pair.group("phi"):
+            flat = parameter.view(-1)
+            for place in range(flat.numel()):
+                ends = []
+                for sign in (1, -1):
+                    flat[place] += sign * step
+                    ends.append(linear_bound(pair, x))
+                    flat[place] -= sign * step
+                finite.append((ends[0] - ends[1]) / (2 * step))
+    by = [
+        expected(routines.vae(name)[0], pair, [(1.0, x)], nodes=4).gradient for name in ("pathwise", "score_function")
+    ]
+    size = len(exact)
+    if wrong:
+        loc, scale = guide_by_hand(pair, x)
+        exact = exact - gradient((0.5 * (loc**2 + scale**2)).sum(), pair, "phi")
+    coarse = torch.stack(finite) - exact  # right to the square of the step
+    return stack(*(b[-size:] for b in by), torch.relu(coarse.abs() - 1e-5)), stack(exact, exact, torch.zeros(size))
+
+
+class _Line(PyroModule):
+    """x ~ N(loc, scale^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc, self.scale), obs=x)
+
+
+def line_pair(generator: Generator) -> Any:
+    """Return x ~ N(loc, scale^2) with random parameters."""
+    pair = scatter(Pair(_Line(), likelihood="exact"), generator)
+    with torch.no_grad():
+        pair.get_parameter("model.scale").copy_(normals(generator).mul(0.5).exp())
+    return pair
+
+
+def square(draw: Any) -> Tensor:
+    """x^2."""
+    return draw["x"].square()
+
+
+@identity(
+    "var by the score = m^4/s^2 + 14 m^2 + 15 s^2 >= (15/4) 4 s^2 = (15/4) var by the path, of d/dm E x^2, x ~ N(m, s^2)",
+    "Rezende, Mohamed & Wierstra 2014; Mohamed et al. 2020, section 3",
+    ("unigen.phases.Pathwise", "unigen.phases.ScoreFunction"),
+    ("D8", "I1"),
+    "both estimators of one variance",
+)
+def path_has_less_variance(generator: Generator, wrong: bool) -> Sides:
+    pair, zero = line_pair(generator), torch.zeros(1, dtype=torch.float64)
+    m, s = pair.model.loc.detach(), pair.model.scale.detach()
+    variances = []
+    for estimator in (Pathwise(), ScoreFunction()):
+        mean = expected(Phase(square, Sleep(), THETA, estimator=estimator), pair, [(1.0, zero)], nodes=6)
+        variances.append(mean.second[0] - mean.gradient[0] ** 2)
+    path = 4 * s**2
+    score = path if wrong else m**4 / s**2 + 14 * m**2 + 15 * s**2
+    return stack(*variances, torch.relu(15 / 4 * variances[0] - variances[1])), stack(path, score, 0.0)
+
+
+@identity(
+    "E_q[(f - b) grad log q] = E_q[f grad log q] for every baseline b(x), and for the mean of the other particles",
+    "Williams 1992; Mnih & Gregor 2014; Mnih & Rezende 2016",
+    ("unigen.phases.LeaveOneOut", "unigen.routines.reinforce", "unigen.phases.ScoreFunction"),
+    ("D9", "D10"),
+    "a baseline that looks at the sample",
+)
+def baselines_have_no_bias(generator: Generator, wrong: bool) -> Sides:
+    pair, tables = latent_pair(generator)
+    p = simplex(generator, 3)
+    free = Phase(elbo, Wake(2), PHI, estimator=ScoreFunction(), control_variate=LeaveOneOut())
+    left = expected(free, pair, rows_of(p)).gradient
+    plain = expected(Phase(elbo, Wake(), PHI, estimator=ScoreFunction()), pair, rows_of(p)).gradient
+    bound = (tables.q * (tables.log_joint - tables.q.log())).sum(-1)
+    if wrong:
+        bound = bound - (tables.q * tables.log_joint.detach()).sum(-1) / 2  # b = log p(x, z) / 2
+    exact = gradient((p * bound).sum(), pair, "phi")
+    return stack(left, plain), stack(exact, exact)
+
+
+@identity(
+    "E_p[grad_theta log p(x, z)] = 0 and E_q[grad_phi log q(z|x)] = 0: a score has mean zero under its own program",
+    "Fisher 1925; Williams 1992",
+    ("unigen.phases.ScoreFunction", "unigen.objectives.log_p", "unigen.objectives.log_q"),
+    ("D9",),
+    "the score under the other program's samples",
+)
+def score_has_mean_zero(generator: Generator, wrong: bool) -> Sides:
+    def one(draw: Any) -> Tensor:
+        return 1 + 0 * draw.log_q
+
+    pair, tables = latent_pair(generator)
+    p, noise = simplex(generator, 3), normals(generator)
+    mean = expected(Phase(one, Wake(), PHI, estimator=ScoreFunction()), pair, rows_of(p)).gradient
+    entropy = expected(Phase(log_q, Wake(), PHI, estimator=ScoreFunction()), pair, rows_of(p)).gradient
+    held = tables.posterior.detach() if wrong else tables.q.detach()
+    score = noise * gradient((p[:, None] * held * tables.q.log()).sum(), pair, "phi")
+    exact = gradient((p[:, None] * tables.q * tables.q.log().detach()).sum(), pair, "phi")
+    return stack(mean, score, entropy), stack(torch.zeros(len(mean) * 2), exact)

@@ -1,4 +1,4 @@
-"""The command ``unigen``: compare, train, sample, report, list.
+"""The command ``unigen``: compare, train, sample, report, list, theory.
 
 Exit codes: 0 done, 1 a run failed, 2 a wrong setting, 3 data that cannot be had, 130 interrupted.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run failed, 2 a wrong setting, 3 data that cannot be had
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import shlex
@@ -67,6 +68,14 @@ class Report:
 
 
 @dataclass
+class Theory:
+    """List the identities of the theory, or check them: both sides computed by independent routes."""
+
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Nothing to list them, check for all residuals, check NAME ... for some."""
+
+
+@dataclass
 class List:
     """List routines, pairs and data, with a line and a citation each."""
 
@@ -100,6 +109,7 @@ def _run(arguments: list[str]) -> int:
         | Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Theory, tyro.conf.subcommand("theory")]
     )
     chosen: Any = tyro.cli(commands, prog="unigen", description=(__doc__ or "").split("\n")[0], args=arguments)
     command = shlex.join(["unigen", *arguments])
@@ -110,6 +120,8 @@ def _run(arguments: list[str]) -> int:
         return _compare(chosen, command)
     if isinstance(chosen, Sample):
         return _sample(chosen)
+    if isinstance(chosen, Theory):
+        return _theory(chosen)
     return _report(chosen) if isinstance(chosen, Report) else _list(chosen)
 
 
@@ -228,6 +240,18 @@ def _list(chosen: List) -> int:
         for name, line in lines[section].items():
             print(f"  {name:<34} {line}")
     return 0
+
+
+def _theory(chosen: Theory) -> int:
+    folder = Path(__file__).parents[1] / "theory"
+    if not (folder / "identities").is_dir():
+        raise UsageError(
+            f"the theory belongs to a checkout of the project: {folder} is not there; pip install -e a clone"
+        )
+    sys.path.insert(0, str(folder))
+    check = importlib.import_module("identities.__main__")
+    code: int = check.main(list(chosen.what))
+    return code
 
 
 def routines_markdown() -> str:

@@ -66,6 +66,8 @@ def describe(planned: Plan) -> dict[str, Any]:
     }
 
 
+CLOSED = "closed form, all the data in each step"
+
 _FAMILY = {
     "shared": "generator and trunk of latent and adversarial",
     "sigmoid_belief": "sigmoid belief network",
@@ -97,7 +99,7 @@ def _describe_arm(planned: Plan, arm: Arm) -> dict[str, Any]:
         "formula": arm.routine.formula,
         "summary": arm.routine.summary,
         "phases": [{"words": str(phase), "formula": phase_formula(phase)} for phase in arm.routine],
-        "optimizer": "closed form" if all(phase.solve for phase in arm.routine) else f"{planned.optimizer(arm)}{falls}",
+        "optimizer": CLOSED if all(phase.solve for phase in arm.routine) else f"{planned.optimizer(arm)}{falls}",
     }
 
 

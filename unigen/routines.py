@@ -93,6 +93,7 @@ LATENT, DISCRETE, ADVERSARIAL = ("latent", "sigmoid_belief", "mixture"), ("sigmo
 EXACT = ("flow", "mixture")
 GAN_ADAM = Optimizer("Adam", 2e-4, (0.5, 0.999))
 WGAN_ADAM = Optimizer("Adam", 1e-4, (0.0, 0.9))
+RBM_ADAM = Optimizer("Adam", 3e-3)
 
 ESTIMATORS = {
     "pathwise": Pathwise(),
@@ -341,7 +342,7 @@ def posterior_regularization(
     return (*base, model, *teacher)
 
 
-@declare("Hinton 2002", "https://doi.org/10.1162/089976602760128018", ("rbm",))
+@declare("Hinton 2002", "https://doi.org/10.1162/089976602760128018", ("rbm",), RBM_ADAM)
 def contrastive_divergence(k: int = 1, kernel: Any = None, persistent: bool = False) -> Phases:
     """max_θ E_data[log p̃_θ(x)] - E_chain[log p̃_θ(x)], the chain k steps from the data
 
@@ -350,7 +351,7 @@ def contrastive_divergence(k: int = 1, kernel: Any = None, persistent: bool = Fa
     return (Phase(log_p, Wake(), THETA, against=Chain(kernel or Gibbs(), k, persistent)),)
 
 
-@declare("Younes 1989; Tieleman 2008", "https://doi.org/10.1145/1390156.1390290", ("rbm",))
+@declare("Younes 1989; Tieleman 2008", "https://doi.org/10.1145/1390156.1390290", ("rbm",), RBM_ADAM)
 def persistent_contrastive_divergence(k: int = 1, kernel: Any = None) -> Phases:
     """max_θ E_data[log p̃_θ(x)] - E_chain[log p̃_θ(x)], the chain carried on from step to step
 

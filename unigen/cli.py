@@ -21,6 +21,7 @@ from unigen.compare import compare
 from unigen.data import NAMES, DataError
 from unigen.describe import announcements
 from unigen.evaluate import sample
+from unigen.lock import DirectoryInUse
 from unigen.names import nearest
 from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
 from unigen.report import render, table
@@ -96,9 +97,12 @@ def main(arguments: list[str] | None = None) -> None:
     except UsageError as error:
         print(f"unigen: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("unigen: interrupted", file=sys.stderr)
-        code = 130
+    except DirectoryInUse as error:
+        print(f"unigen: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt as error:
+        print("unigen: interrupted; the same command, with its --out, goes on where it was", file=sys.stderr)
+        code = getattr(error, "code", 130)
     sys.exit(code)
 
 

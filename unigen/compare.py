@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from unigen.checkpoints import Checkpoints
 from unigen.data import Dataset, Loader
 from unigen.describe import describe
 from unigen.evaluate import (
@@ -27,20 +29,32 @@ from unigen.evaluate import (
     sample_distance,
     train_classifier,
 )
+from unigen.lock import locked
 from unigen.networks import fingerprint
 from unigen.pair import Pair
 from unigen.planning import Arm, Plan, build_pair
-from unigen.runs import append_metrics, finite, save_grid, save_scatter, save_weights, write_json
-from unigen.training import Falling, History, State, TrainingError, fit, optimizers_for
+from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_scatter, save_weights, write_json
+from unigen.signals import asked_to_end
+from unigen.training import Falling, History, Interrupted, State, TrainingError, fit, optimizers_for
 
 __all__ = ["compare"]
 
 
 def compare(planned: Plan, progress: bool = True) -> list[dict[str, Any]]:
-    """Train, evaluate and write every run of a plan; return the result of each. A run that fails is recorded as failed."""
+    """Train, evaluate and write every run of a plan; return the result of each. A run that fails is recorded as failed.
+
+    Called again on the same directory, it skips the runs that have a result and resumes the others. Raises
+    ``DirectoryInUse`` where another process works there, ``Interrupted`` when asked to end, its run saved.
+    """
+    planned.directory.mkdir(parents=True, exist_ok=True)
+    with locked(planned.directory):
+        return _compare(planned, progress)
+
+
+def _compare(planned: Plan, progress: bool) -> list[dict[str, Any]]:
     settings, directory = planned.settings, planned.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", describe(planned))
+    if not (directory / "config.json").exists():
+        write_json(directory / "config.json", describe(planned))
     classifier = _classifier(planned.dataset)
     results = []
     runs = [(arm, seed) for seed in settings.seeds for arm in planned.arms]
@@ -48,11 +62,22 @@ def compare(planned: Plan, progress: bool = True) -> list[dict[str, Any]]:
         for arm, seed in bar:
             bar.set_postfix_str(f"{arm.name}, seed {seed}")
             folder = directory / arm.slug / f"seed-{seed}"
-            folder.mkdir(parents=True)
-            result = _run(planned, arm, seed, folder, classifier, progress)
-            write_json(folder / "result.json", result)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = _finished(folder / "result.json")
+            if result is None:
+                result = _run(planned, arm, seed, folder, classifier, progress)
+                write_json(folder / "result.json", result)
             results.append(result)
     return results
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """Return the result of a run that has one."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "status" in result else None
 
 
 def _run(
@@ -65,27 +90,35 @@ def _run(
     write_json(folder / "config.json", run_config | {"settings": dataclasses.asdict(settings)})
     result: dict[str, Any] = {"status": "complete", "routine": arm.name, "seed": seed, "error": None}
     schedule = Falling(settings.final_learning_rate) if settings.final_learning_rate else None
+    optimizer = planned.optimizer(arm)
+    kept = Checkpoints(folder / "checkpoints", run=run_config | {"optimizer": str(optimizer)})
     log = _Log(planned, folder / "metrics.jsonl", steps)
     began = time.perf_counter()
     try:
-        with isolated(_stream(seed, "training"), planned.device):
+        with isolated(_stream(seed, "training"), planned.device), asked_to_end() as asked:
             state, history = fit(
                 loader,
                 arm.routine,
                 pair,
-                optimizers_for(arm.routine, pair, planned.optimizer(arm)),
+                optimizers_for(arm.routine, pair, optimizer),
                 steps=steps,
                 seconds=settings.seconds,
                 engine=settings.engine,
                 schedule=schedule,
                 callbacks=[log],
                 record_every=max(1, steps // 200) if steps else 20,
+                checkpoints=kept,
+                interrupted=asked,
                 progress=f"{arm.name}, seed {seed}" if progress else False,
             )
+    except Interrupted as error:
+        error.code = asked.code
+        raise
     except (TrainingError, FloatingPointError, ValueError, RuntimeError) as error:
         return result | {"status": "failed", "error": str(error).strip().split("\n")[0]}
     spent = history.seconds[-1] if history.seconds else 0.0
     result |= {"steps": state.step, "seconds": spent, "seconds_per_step": spent / max(1, state.step)}
+    result |= {"notes": history.notes}
     result |= {"seconds_with_evaluation": time.perf_counter() - began}
     save_weights(folder / "weights.safetensors", pair)
     return result | _evaluate(planned, pair, folder, classifier)
@@ -110,21 +143,29 @@ class _Log:
 
     def __init__(self, planned: Plan, path: Path, steps: int | None) -> None:
         self.planned, self.path, self.steps = planned, path, steps
-        self.done = 0
+        self.done: int | None = None  # how many evaluations there were
         self.validation = planned.dataset.validation[:250].to(planned.device)
 
     def __call__(self, state: State, history: History) -> None:
         step, seconds = history.steps[-1], history.seconds[-1]
+        if self.done is None:
+            self.done = self._due(history.steps[-2], history.seconds[-2]) if len(history.steps) > 1 else 0
+            keep_metrics_before(self.path, step)
         values = {phase: finite(value) for phase, value in zip(history.phases, history.values[-1], strict=True)}
         append_metrics(self.path, {"step": step, "seconds": seconds, "values": values})
-        budget = self.planned.settings
-        progress = step / self.steps if self.steps else seconds / (budget.seconds or 1.0)
-        if len(self.validation) and int(progress * budget.evaluations) > self.done:
-            self.done = int(progress * budget.evaluations)
-            found = log_likelihood(state.pair, self.validation, min(budget.particles, 50), seed=1)
+        due = self._due(step, seconds)
+        if len(self.validation) and due > self.done:
+            self.done = due
+            particles = min(self.planned.settings.particles, 50)
+            found = log_likelihood(state.pair, self.validation, particles, seed=1)
             if found.value is not None:
                 line = {"log_likelihood": finite(found.value), "kind": found.kind}
                 append_metrics(self.path, {"step": step, "seconds": seconds, "evaluation": line})
+
+    def _due(self, step: int, seconds: float) -> int:
+        """Return how many evaluations there should have been by a step."""
+        settings = self.planned.settings
+        return int((step / self.steps if self.steps else seconds / (settings.seconds or 1.0)) * settings.evaluations)
 
 
 def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | None) -> dict[str, Any]:

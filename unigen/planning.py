@@ -7,6 +7,7 @@ plan, the routine and the seed, so that every routine of a seed starts from the 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from datetime import datetime
@@ -159,8 +160,7 @@ def _plan(settings: Settings, command: str) -> Plan:
     if len({arm.slug for arm in arms}) < len(arms):
         raise ValueError(f"--routines names a routine twice: {' '.join(names)}")
     directory = Path(settings.out) if settings.out else Path("runs", f"{settings.data}-{datetime.now():%Y%m%d-%H%M%S}")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"--out {directory} exists and is not empty; name a new directory")
+    _check_directory(directory, settings, dataset)
     planned = Plan(settings, command, dataset, likelihood, device, arms, directory)
     probe = Loader(dataset, min(settings.batch_size, len(dataset.train)), seed=0, device=device).at(0)[:8]
     for arm in arms:
@@ -170,6 +170,28 @@ def _plan(settings: Settings, command: str) -> Plan:
         except ValueError as error:
             raise ValueError(f"routine {arm.name} on the pair {arm.pair}: {error}") from None
     return planned
+
+
+def _check_directory(directory: Path, settings: Settings, dataset: Dataset) -> None:
+    """Refuse a directory that holds anything but the same comparison, which then goes on."""
+    if not directory.exists() or (directory.is_dir() and {path.name for path in directory.iterdir()} <= {"lock"}):
+        return
+    try:
+        stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        before, fingerprint = dict(stored["settings"]), stored["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"--out {directory} exists and is not empty; name a new directory") from None
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    for name in sorted(now.keys() - {"out", "data_root"}):
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"--out {directory} holds another comparison, whose {name.replace('_', '-')} is {before.get(name)!r} and not "
+                f"{now[name]!r}; name a new directory"
+            )
+    if fingerprint != dataset.fingerprint:
+        raise ValueError(
+            f"--out {directory} holds a comparison on other data under the same name; name a new directory"
+        )
 
 
 def _device(name: str) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "append_metrics",
     "environment",
     "finite",
+    "keep_metrics_before",
     "load_weights",
     "save_grid",
     "save_scatter",
@@ -49,6 +50,22 @@ def append_metrics(path: Path, line: dict[str, Any]) -> None:
     """Append one line of JSON."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def keep_metrics_before(path: Path, step: int) -> None:
+    """Drop the lines from a step on, and a torn last one: what a killed run had written beyond its checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def slug_of(name: str) -> str:

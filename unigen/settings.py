@@ -64,7 +64,8 @@ class Common:
     data_root: str | None = None
     """Folder with the data files (default: the variable UNIGEN_DATA, else they are downloaded and checked)."""
     out: str | None = None
-    """Directory to write (default: runs/DATA-TIME); it must not exist or be empty."""
+    """Directory to write (default: runs/DATA-TIME). One that holds the same comparison is gone on with: finished runs are
+    skipped, the others resumed."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Shared settings of the tests: fresh entropy in each run, printed; offline; one thread where the runner says so."""
+"""Shared settings of the tests: one thread, since the networks are tiny; random streams left as they were found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 
 import pytest
 import torch
+
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
 def pytest_report_header() -> str:

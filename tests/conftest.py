@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

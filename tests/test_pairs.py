@@ -53,6 +53,8 @@ def test_the_discretized_logistic_is_a_difference_of_sigmoids():
     loc, scale = torch.rand(50, dtype=DOUBLE), 0.05 + torch.rand(50, dtype=DOUBLE)
     value = torch.randint(1, 255, (50,)).double() / 255
     upper, lower = (value + 0.5 / 255 - loc) / scale, (value - 0.5 / 255 - loc) / scale
+    # the difference is taken in the lower tail, where sigmoids keep their digits: sigma(u) - sigma(l) = sigma(-l) - sigma(-u)
+    upper, lower = torch.where(upper + lower > 0, -lower, upper), torch.where(upper + lower > 0, -upper, lower)
     expected = torch.log(torch.sigmoid(upper) - torch.sigmoid(lower))
     assert (DiscretizedLogistic(loc, scale).log_prob(value) - expected).abs().max() < 1e-9
 

@@ -134,6 +134,7 @@ def _compare(settings: Settings, command: str) -> int:
     shown = sys.stderr.isatty() or "CI" not in os.environ
     for line in announcements(planned):
         print(line)
+    print(f"directory: {planned.directory}", flush=True)
     results = compare(planned, progress=shown)
     page = render(planned.directory)
     print(table(planned.directory))

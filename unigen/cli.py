@@ -19,14 +19,14 @@ import tyro
 
 from unigen.compare import compare
 from unigen.data import NAMES, DataError
-from unigen.describe import announcements
+from unigen.describe import announcements, describe
 from unigen.evaluate import sample
 from unigen.lock import DirectoryInUse
 from unigen.names import nearest
 from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
 from unigen.report import render, table
 from unigen.routines import catalogue
-from unigen.runs import load_weights, save_grid, save_scatter
+from unigen.runs import load_weights, save_samples
 from unigen.settings import Common, Settings, UsageError
 
 __all__ = ["main", "routines_markdown"]
@@ -94,10 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     except DataError as error:
         print(f"unigen: {error}", file=sys.stderr)
         code = 3
-    except UsageError as error:
-        print(f"unigen: {error}", file=sys.stderr)
-        code = 2
-    except DirectoryInUse as error:
+    except (UsageError, DirectoryInUse) as error:
         print(f"unigen: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as error:
@@ -132,10 +129,11 @@ def _run(arguments: list[str]) -> int:
 def _compare(settings: Settings, command: str) -> int:
     planned = plan(settings, command)
     shown = sys.stderr.isatty() or "CI" not in os.environ
-    for line in announcements(planned):
+    described = describe(planned)
+    for line in announcements(described):
         print(line)
     print(f"directory: {planned.directory}", flush=True)
-    results = compare(planned, progress=shown)
+    results = compare(planned, described, progress=shown)
     page = render(planned.directory)
     print(table(planned.directory))
     print(f"report: {page}")
@@ -174,10 +172,7 @@ def _sample(chosen: Sample) -> int:
         raise UsageError(f"--out {out}: the folder {out.parent} is not there")
     save_file({"x": made.x.contiguous(), "mean": made.mean.contiguous()}, out.with_name(out.name + ".safetensors"))
     picture = out.with_name(out.name + ".png")
-    if planned.dataset.shape == (2,):
-        save_scatter(picture, made.x, planned.dataset.test)
-    else:
-        save_grid(picture, made.mean, planned.dataset.shape)
+    save_samples(picture, made.x, made.mean, planned.dataset)
     print(f"{picture}\n{out}.safetensors")
     return 0
 

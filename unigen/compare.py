@@ -17,11 +17,9 @@ from tqdm.auto import tqdm
 
 from unigen.checkpoints import Checkpoints
 from unigen.data import Dataset, Loader
-from unigen.describe import describe
 from unigen.evaluate import (
     Classifier,
     class_coverage,
-    isolated,
     log_likelihood,
     mixture_metrics,
     reconstruct,
@@ -33,28 +31,30 @@ from unigen.lock import locked
 from unigen.networks import fingerprint
 from unigen.pair import Pair
 from unigen.planning import Arm, Plan, build_pair
-from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_scatter, save_weights, write_json
+from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_samples, save_weights, write_json
 from unigen.signals import asked_to_end
+from unigen.streams import isolated
 from unigen.training import Falling, History, Interrupted, State, TrainingError, fit, optimizers_for
 
 __all__ = ["compare"]
 
 
-def compare(planned: Plan, progress: bool = True) -> list[dict[str, Any]]:
+def compare(planned: Plan, described: dict[str, Any], progress: bool = True) -> list[dict[str, Any]]:
     """Train, evaluate and write every run of a plan; return the result of each. A run that fails is recorded as failed.
 
-    Called again on the same directory, it skips the runs that have a result and resumes the others. Raises
-    ``DirectoryInUse`` where another process works there, ``Interrupted`` when asked to end, its run saved.
+    ``described``: the plan's description (``unigen.describe``), which becomes the directory's ``config.json``. Called
+    again on the same directory, it skips the runs that have a result and resumes the others. Raises ``DirectoryInUse``
+    where another process works there, ``Interrupted`` when asked to end, its run saved.
     """
     planned.directory.mkdir(parents=True, exist_ok=True)
     with locked(planned.directory):
-        return _compare(planned, progress)
+        return _compare(planned, described, progress)
 
 
-def _compare(planned: Plan, progress: bool) -> list[dict[str, Any]]:
+def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[dict[str, Any]]:
     settings, directory = planned.settings, planned.directory
     if not (directory / "config.json").exists():
-        write_json(directory / "config.json", describe(planned))
+        write_json(directory / "config.json", described)
     classifier = _classifier(planned.dataset)
     results = []
     runs = [(arm, seed) for seed in settings.seeds for arm in planned.arms]
@@ -198,10 +198,8 @@ def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | 
         coverage = class_coverage(made.x.cpu(), classifier, classes, dataset.test_labels)
         how = f"classes with at least a tenth of their share of the data, {n} samples, own classifier"
         metrics["coverage"] = {"value": coverage.covered, "of": classes, "how": how}
-    if dataset.shape == (2,):
-        save_scatter(folder / "samples.png", made.x, dataset.test)
-    else:
-        save_grid(folder / "samples.png", made.mean[:100], dataset.shape)
+    save_samples(folder / "samples.png", made.x, made.mean[:100], dataset)
+    if dataset.shape != (2,):
         rebuilt = reconstruct(pair, test[:10], seed=4) if pair.likelihood != "none" else None
         if rebuilt is not None:
             save_grid(folder / "reconstructions.png", torch.cat([test[:10], rebuilt]), dataset.shape)

@@ -110,9 +110,8 @@ def phase_formula(phase: Phase) -> str:
     return formula + (f" − E_{{{phase.against}}}[{name_of(phase.maximize)}]" if phase.against else "")
 
 
-def announcements(planned: Plan) -> Iterator[str]:
-    """Yield the lines that say what all runs have in common."""
-    described = describe(planned)
+def announcements(described: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a description that say what all runs have in common."""
     for key in ("weights", "order"):
         what = "initial weights" if key == "weights" else "data order"
         for name, value in described["hashes"][key].items():

@@ -29,6 +29,7 @@ from unigen.phases import Optimizer, Phase, Routine
 from unigen.routines import by_name
 from unigen.runs import slug_of
 from unigen.settings import Settings, UsageError
+from unigen.streams import isolated
 from unigen.training import engine_named
 
 __all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "psi_networks", "shared_networks"]
@@ -234,8 +235,7 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
             psi[name] = Baseline(dimension) if name == "baseline" else Critic(shared)
         pair = (latent if family == "latent" else adversarial)(shared, likelihood, psi)
     elif family == "sigmoid_belief":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with isolated(seed):
             psi = {name: Baseline(dimension) for name in psi_networks(arm.routine.phases)}
         pair = sigmoid_belief(dimension, settings.layers, mean=dataset.mean, seed=seed, psi=psi)
     elif family == "mixture":

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unigen.data import Dataset
 from unigen.pair import Pair
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "keep_metrics_before",
     "load_weights",
     "save_grid",
+    "save_samples",
     "save_scatter",
     "save_weights",
     "slug_of",
@@ -105,7 +108,7 @@ def load_weights(path: Path, pair: Pair) -> None:
     """Load what ``save_weights`` saved; ``ValueError`` in one sentence where it does not fit the pair."""
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own untyped errors for torn files
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     own = pair.state_dict()
     for name, tensor in own.items():
@@ -143,6 +146,14 @@ def save_scatter(path: Path, rows: Tensor, data: Tensor) -> None:
     axes.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
     axes.set_axis_off()
     figure.savefig(path)
+
+
+def save_samples(path: Path, x: Tensor, mean: Tensor, dataset: Dataset) -> None:
+    """Save a picture of samples: a scatter plot of ``x`` for 2-D data, else a grid of ``mean``."""
+    if dataset.shape == (2,):
+        save_scatter(path, x, dataset.test)
+    else:
+        save_grid(path, mean, dataset.shape)
 
 
 def finite(value: float | None) -> float | None:

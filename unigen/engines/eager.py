@@ -6,6 +6,7 @@ an unbiased estimate of the gradient of E_under[maximize] - E_against[maximize].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
@@ -136,8 +137,7 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
     """A baseline that is independent of the particle it is subtracted from, so that the estimate stays unbiased."""
     variate = phase.control_variate
     if isinstance(variate, Baseline):
-        baseline = sample.network(variate.network)(*(sample[name] for name in sample.pair.arguments[:1])).detach()
-        return baseline
+        return sample.network(variate.network)(sample[sample.pair.arguments[0]]).detach()
     if not isinstance(variate, LeaveOneOut):
         raise TypeError(f"the eager engine knows no control variate {variate!r}")
     if sample.particles is None or sample.particles < 2:
@@ -147,14 +147,13 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
         return (signal.sum(0) - signal) / others
     if phase.maximize is not iwae:
         raise PairError(f"{variate} is defined for iwae or a value a particle, not for {name_of(phase.maximize)}")
-    log_w = log_weight(
-        sample
-    ).detach()  # VIMCO (Mnih & Rezende 2016, Eq. 9-10): w_k becomes the geometric mean of others
+    # VIMCO (Mnih & Rezende 2016, Eq. 9-10): w_k becomes the geometric mean of the others
+    log_w = log_weight(sample).detach()
     geometric = (log_w.sum(0) - log_w) / others
     swapped = log_w.unsqueeze(0).expand(sample.particles, *log_w.shape).clone()
     index = torch.arange(sample.particles)
     swapped[index, index] = geometric
-    return torch.logsumexp(swapped, 1) - torch.log(torch.tensor(float(sample.particles)))
+    return torch.logsumexp(swapped, 1) - math.log(sample.particles)
 
 
 def _doubly_reparameterized(
@@ -222,15 +221,10 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
 @torch.no_grad()
 def _solve(phase: Phase, pair: Pair, x: Any) -> Tensor:
     """Set theta to the maximizer of E_under[log p] in closed form, and return the value before the step."""
-    solve = getattr(pair.model, "solve", None)
-    if solve is None or phase.move != ("theta",):
-        raise PairError(
-            f"the phase '{phase}' wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); "
-            "use em(closed_form=False)"
-        )
     sample = draw(phase.under, Programs(pair, phase.move), pair.bind(x))
     value = (sample.weights * phase.maximize(sample)).sum(sample.weights_dim).mean()
-    solve(sample)
+    model: Any = pair.model  # it has solve(draw): checked before the first step
+    model.solve(sample)
     return value
 
 

@@ -1,7 +1,7 @@
 """One evaluator for every routine: likelihood, samples, and what a pair makes."""
 
 from unigen.evaluate.dreams import Samples, reconstruct, sample
-from unigen.evaluate.likelihood import LogLikelihood, isolated, log_likelihood
+from unigen.evaluate.likelihood import LogLikelihood, log_likelihood
 from unigen.evaluate.samples import (
     Classifier,
     Coverage,
@@ -24,7 +24,6 @@ __all__ = [
     "SampleDistance",
     "Samples",
     "class_coverage",
-    "isolated",
     "log_likelihood",
     "mixture_metrics",
     "nearest_rows",

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs
-from unigen.evaluate.likelihood import isolated
 from unigen.kernels import Gibbs
 from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine
 from unigen.phases import Wake
+from unigen.streams import isolated
 
 __all__ = ["Samples", "reconstruct", "sample"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +14,9 @@ from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine
 from unigen.phases import Enumerate, Wake
+from unigen.streams import isolated
 
-__all__ = ["LogLikelihood", "isolated", "log_likelihood"]
+__all__ = ["LogLikelihood", "log_likelihood"]
 
 MOST_VALUES_AT_ONCE = 2**25  # numbers of data space evaluated in one piece: bounds memory
 
@@ -37,15 +36,6 @@ class LogLikelihood:
     n: int
     particles: int | None = None
     per_datum: Tensor | None = None
-
-
-@contextmanager
-def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Draw from a random stream of its own; the streams outside are untouched."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()

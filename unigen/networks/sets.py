@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unigen.networks.convolution import ConvolutionalGenerator, ConvolutionalTrunk
 from unigen.networks.mlp import ACTIVATIONS, MLP, MLPTrunk, choose, linear_output, positive, widths
+from unigen.streams import isolated
 
 __all__ = ["Critic", "Networks", "fingerprint", "networks"]
 
@@ -201,9 +202,7 @@ def _weights_of(seed: int, part: str) -> Iterator[None]:
         raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
     # A stream for each part: else a head would repeat the numbers of the trunk, and a wider trunk move the generator.
     stream = int.from_bytes(hashlib.sha256(f"{integer} {part}".encode()).digest()[:8], "big") >> 1
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # Not torch.manual_seed, which would seed the devices too, and those are not forked.
-        torch.default_generator.manual_seed(stream)
+    with isolated(stream), torch.device("cpu"):
         yield
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unigen.names import nearest
 from unigen.pair import Pair
+from unigen.streams import isolated
 
 __all__ = ["FLOWS", "FlowModel", "flow"]
 
@@ -73,8 +74,7 @@ def flow(
     if dimension < 2:
         raise ValueError(f"a flow of this family needs at least two dimensions; got {dimension}")
     build = getattr(transforms, kind)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with isolated(seed):
         layers = [build(dimension, hidden_dims=list(hidden)) for _ in range(steps)]
     reverse = transforms.Permute(torch.arange(dimension - 1, -1, -1))
     fixed = [None if index == 0 else reverse for index in range(steps)]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unigen.names import nearest
 from unigen.pair import Pair
+from unigen.streams import isolated
 
 __all__ = ["MixtureGuide", "MixtureModel", "mixture"]
 
@@ -89,8 +90,7 @@ def mixture(components: int, start: Tensor, *, likelihood: str = "normal", seed:
         raise ValueError(
             f"a mixture of {components} components needs at least as many rows to start from: {len(start)}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with isolated(seed):
         model, guide = MixtureModel(components, start.shape[1], likelihood), MixtureGuide(components, start.shape[1])
         with torch.no_grad():
             rows = start[torch.randperm(len(start))[:components]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from unigen.pair import Pair
+from unigen.streams import isolated
 
 __all__ = ["BoltzmannMachine", "RestrictedBoltzmann", "rbm"]
 
@@ -88,8 +89,7 @@ def rbm(dimension: int, hidden: int = 100, *, mean: Tensor | None = None, seed: 
     """Return the pair for binary rows (N, dimension); ``mean`` (dimension,) sets the visible bias to its logit."""
     if dimension < 1 or hidden < 1:
         raise ValueError(f"an RBM has at least one visible and one hidden unit; got {dimension} and {hidden}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with isolated(seed):
         model = BoltzmannMachine(dimension, hidden)
     if mean is not None:
         with torch.no_grad():

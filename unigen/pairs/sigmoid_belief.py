@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from unigen.pair import Pair
+from unigen.streams import isolated
 
 __all__ = ["BeliefNetwork", "RecognitionNetwork", "sigmoid_belief"]
 
@@ -70,8 +71,7 @@ def sigmoid_belief(
     """
     if not layers or min(layers) < 1:
         raise ValueError(f"a belief network has at least one layer of at least one unit; got {tuple(layers)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with isolated(seed):
         model, guide = BeliefNetwork(dimension, layers), RecognitionNetwork(dimension, layers)
         with torch.no_grad():
             for name, parameter in (*model.named_parameters(), *guide.named_parameters()):

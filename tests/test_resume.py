@@ -195,7 +195,7 @@ def test_a_loader_without_indices_is_refused_before_anything_is_written(tmp_path
     ("name", "changed", "words"),
     [
         ("torch.get_num_threads", lambda: 77, "threads was .*, is 77"),
-        ("unigen.resume._code", lambda: "abc", "code was [0-9a-f]{64}, is abc"),
+        ("unigen.environment._code", lambda: "abc", "code was [0-9a-f]{64}, is abc"),
         ("torch.are_deterministic_algorithms_enabled", lambda: True, "deterministic was False, is True"),
     ],
 )

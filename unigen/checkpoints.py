@@ -23,9 +23,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from unigen.durable import put, sync
 from unigen.trees import TreeError, pack, unpack
 
-__all__ = ["CRASH_POINTS", "Checkpoint", "CheckpointError", "Checkpoints"]
+__all__ = ["CRASH_POINTS", "Checkpoint", "CheckpointError", "Checkpoints", "ContentError"]
 
 CRASH_POINTS = ("before-temporary", "mid-write", "before-sync", "before-rename", "after-rename", "during-prune")
 """Where the variable ``UNIGEN_CRASH_AT`` ends the process, with exit code 137 as after ``kill -9``, for tests."""
@@ -39,6 +40,10 @@ _UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, Recu
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or none that can be read; the sentence names the path and the reason."""
+
+
+class ContentError(CheckpointError):
+    """A state that no checkpoint may hold, such as one that is not finite; the fault is the run's, not the disk's."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,13 @@ class Checkpoints:
         ``content``: by name (a-z and _), trees of dicts, lists, tuples, tensors and what JSON holds; they are copied.
         Checkpoints of this step or later ones, which only a rejected one can be, are set aside as ``rejected-...``.
 
-        Raises ``CheckpointError`` where a tensor or number is not finite (nothing is written), where the disk refuses, or
-        where what was read back is not what was written; the earlier checkpoints then stay as they were.
+        Raises ``ContentError`` where a tensor or number is not finite (nothing is written), ``CheckpointError`` where the
+        disk refuses, or where what was read back is not what was written; the earlier checkpoints then stay as they were.
         """
         try:
             files = _files(content)
         except TreeError as error:
-            raise CheckpointError(f"no checkpoint of step {step} was written: {error}") from None
+            raise ContentError(f"no checkpoint of step {step} was written: {error}") from None
         sums = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
         files["manifest.json"] = _signed({"format": _FORMAT, "step": step, "run": self.run, "files": sums})
         path, temporary = self.path(step), None
@@ -101,13 +106,13 @@ class Checkpoints:
             temporary.mkdir()
             for name, data in files.items():
                 _write(temporary / name, data)
-            _sync(temporary)
+            sync(temporary)
             _crash_at("before-rename")
             for later in self.steps():
                 if later >= step:
                     self._set_aside(later)
             temporary.rename(path)
-            _sync(self.directory)
+            sync(self.directory)
         except OSError as error:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -128,6 +133,21 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"an old checkpoint in {self.directory} could not be removed: {error}") from error
         return path
+
+    def keep_last(self) -> None:
+        """Remove all checkpoints but the newest, for a run that is finished.
+
+        Raises ``CheckpointError``, and removes nothing, where the newest does not read back.
+        """
+        *older, last = self.steps() or [0]
+        if not older:
+            return
+        try:
+            self._read(last)
+            for old in older:
+                self._remove(old)
+        except _UNREADABLE as error:
+            raise CheckpointError(f"the older checkpoints of {self.path(last)} stay: {error}") from error
 
     def load(self) -> Checkpoint | None:
         """Return the newest good checkpoint, with the reasons why newer ones were rejected; None where there is none at all.
@@ -246,19 +266,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data[: len(data) // 2])
-        file.flush()
-        _crash_at("mid-write")
-        file.write(data[len(data) // 2 :])
-        file.flush()
-        _crash_at("before-sync")
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+    half, view = len(data) // 2, memoryview(data)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
+        put(handle, view[:half])
+        _crash_at("mid-write")
+        put(handle, view[half:])
+        _crash_at("before-sync")
         os.fsync(handle)
     finally:
         os.close(handle)

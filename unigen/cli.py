@@ -21,6 +21,7 @@ from unigen.compare import compare
 from unigen.data import NAMES, DataError
 from unigen.describe import announcements, describe
 from unigen.evaluate import sample
+from unigen.failures import failure
 from unigen.lock import DirectoryInUse
 from unigen.names import nearest
 from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
@@ -28,6 +29,7 @@ from unigen.report import render, table
 from unigen.routines import catalogue
 from unigen.runs import load_weights, save_samples
 from unigen.settings import Common, Settings, UsageError
+from unigen.signals import asked_to_end
 
 __all__ = ["main", "routines_markdown"]
 
@@ -90,7 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = _run(arguments)
+        with asked_to_end(at_once=True):
+            code = _run(arguments)
     except DataError as error:
         print(f"unigen: {error}", file=sys.stderr)
         code = 3
@@ -100,6 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         print("unigen: interrupted; the same command, with its --out, goes on where it was", file=sys.stderr)
         code = getattr(error, "code", 130)
+    except OSError as error:
+        print(f"unigen: {failure(error)['error']}", file=sys.stderr)
+        code = 1
     sys.exit(code)
 
 

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from unigen.checkpoints import Checkpoints
+from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset, Loader
+from unigen.durable import write_json
 from unigen.evaluate import (
     Classifier,
     class_coverage,
@@ -27,24 +27,26 @@ from unigen.evaluate import (
     sample_distance,
     train_classifier,
 )
+from unigen.failures import OWN, failure, hint
 from unigen.lock import locked
 from unigen.networks import fingerprint
 from unigen.pair import Pair
 from unigen.planning import Arm, Plan, build_pair
-from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_samples, save_weights, write_json
-from unigen.signals import asked_to_end
+from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_samples, save_weights
+from unigen.signals import Ended, asked_to_end
 from unigen.streams import isolated
-from unigen.training import Falling, History, Interrupted, State, TrainingError, fit, optimizers_for
+from unigen.training import Falling, History, Interrupted, State, fit, optimizers_for
 
 __all__ = ["compare"]
 
 
 def compare(planned: Plan, described: dict[str, Any], progress: bool = True) -> list[dict[str, Any]]:
-    """Train, evaluate and write every run of a plan; return the result of each. A run that fails is recorded as failed.
+    """Train, evaluate and write every run of a plan; return the result of each, with what to do where it is not complete.
 
-    ``described``: the plan's description (``unigen.describe``), which becomes the directory's ``config.json``. Called
-    again on the same directory, it skips the runs that have a result and resumes the others. Raises ``DirectoryInUse``
-    where another process works there, ``Interrupted`` when asked to end, its run saved.
+    ``described``: the plan's description (``unigen.describe``), which becomes the directory's ``config.json``. Called again
+    on the same directory, it skips the runs that are complete or failed by themselves, and resumes the others. Raises
+    ``DirectoryInUse`` where another process works there, ``KeyboardInterrupt`` when asked to end (a run that trains is
+    saved), ``OSError`` where the directory itself cannot be written.
     """
     planned.directory.mkdir(parents=True, exist_ok=True)
     with locked(planned.directory):
@@ -52,76 +54,122 @@ def compare(planned: Plan, described: dict[str, Any], progress: bool = True) -> 
 
 
 def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[dict[str, Any]]:
-    settings, directory = planned.settings, planned.directory
+    directory = planned.directory
     if not (directory / "config.json").exists():
         write_json(directory / "config.json", described)
-    classifier = _classifier(planned.dataset)
+    for left in directory.glob("*/seed-*/.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    runs = [
+        (arm, seed, directory / arm.slug / f"seed-{seed}") for seed in planned.settings.seeds for arm in planned.arms
+    ]
+    finished = {folder: found for *_, folder in runs if (found := _finished(folder / "result.json"))}
+    classifier = _classifier(planned.dataset) if len(finished) < len(runs) else None
     results = []
-    runs = [(arm, seed) for seed in settings.seeds for arm in planned.arms]
     with tqdm(runs, desc="runs", disable=not progress, position=0) as bar:
-        for arm, seed in bar:
+        for arm, seed, folder in bar:
             bar.set_postfix_str(f"{arm.name}, seed {seed}")
-            folder = directory / arm.slug / f"seed-{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            result = _finished(folder / "result.json")
-            if result is None:
-                result = _run(planned, arm, seed, folder, classifier, progress)
-                write_json(folder / "result.json", result)
+            result = finished.get(folder) or _run(planned, described, arm, seed, folder, classifier, progress)
+            if result["status"] != "complete":
+                result = result | {"error": f"{result.get('error')}; {hint(result, folder)}"}
             results.append(result)
     return results
 
 
 def _finished(path: Path) -> dict[str, Any] | None:
-    """Return the result of a run that has one."""
+    """Return the result of a run that is complete, or failed by itself."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and "status" in result else None
+    return result if isinstance(result, dict) and result.get("status") in ("complete", "failed") else None
 
 
 def _run(
-    planned: Plan, arm: Arm, seed: int, folder: Path, classifier: Classifier | None, progress: bool
+    planned: Plan,
+    described: dict[str, Any],
+    arm: Arm,
+    seed: int,
+    folder: Path,
+    classifier: Classifier | None,
+    progress: bool,
 ) -> dict[str, Any]:
-    settings = planned.settings
-    pair = build_pair(planned, arm, seed)
-    loader, steps = _budget(planned, arm, seed)
-    run_config = {"routine": arm.name, "pair": arm.pair, "seed": seed, "weights": fingerprint(pair)}
-    write_json(folder / "config.json", run_config | {"settings": dataclasses.asdict(settings)})
+    """Train and evaluate one run, write its files, and return its result."""
     result: dict[str, Any] = {"status": "complete", "routine": arm.name, "seed": seed, "error": None}
-    schedule = Falling(settings.final_learning_rate) if settings.final_learning_rate else None
-    optimizer = planned.optimizer(arm)
-    kept = Checkpoints(folder / "checkpoints", run=run_config | {"optimizer": str(optimizer)})
-    log = _Log(planned, folder / "metrics.jsonl", steps)
-    began = time.perf_counter()
     try:
-        with isolated(_stream(seed, "training"), planned.device), asked_to_end() as asked:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        pair = build_pair(planned, arm, seed)
+        identity = {"routine": arm.name, "pair": arm.pair, "seed": seed, "weights": fingerprint(pair)}
+        kept = Checkpoints(folder / "checkpoints", run=identity | {"optimizer": str(planned.optimizer(arm))})
+        if not kept.steps() or not (folder / "config.json").exists():
+            write_json(folder / "config.json", _configuration(described, arm, identity))
+        result |= _train(planned, arm, seed, folder, pair, kept, progress)
+        save_weights(folder / "weights.safetensors", pair)
+        result |= _evaluate(planned, pair, folder, classifier)
+        write_json(folder / "result.json", result)
+        _tidy(kept)
+        return result
+    except (OSError, MemoryError, *OWN) as error:
+        failed = failure(error)
+    # outside the handler, so that the error does not keep the run's tensors while this goes on
+    result = {"routine": arm.name, "seed": seed} | failed
+    try:
+        write_json(folder / "result.json", result)
+    except OSError:
+        pass  # a full disk: a run without a result is tried again as well
+    return result
+
+
+def _configuration(described: dict[str, Any], arm: Arm, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run's ``config.json``: the comparison's description, of this run alone."""
+    routine = next((found for found in described.get("routines", []) if found.get("key") == arm.name), arm.name)
+    shared = {name: value for name, value in described.items() if name not in ("routines", "seeds", "hashes")}
+    return shared | identity | {"routine": routine}
+
+
+def _tidy(kept: Checkpoints) -> None:
+    """Leave one checkpoint of a complete run: weights and result are written, and none but a longer run would read it."""
+    try:
+        kept.keep_last()
+    except CheckpointError as error:
+        warnings.warn(str(error), stacklevel=2)
+
+
+def _train(
+    planned: Plan, arm: Arm, seed: int, folder: Path, pair: Pair, kept: Checkpoints, progress: bool
+) -> dict[str, Any]:
+    """Train a pair, from its last checkpoint where it has one, and return how long it took and what happened."""
+    settings = planned.settings
+    loader, steps = _budget(planned, arm, seed)
+    with isolated(_stream(seed, "training"), planned.device), asked_to_end() as asked:
+        try:
             state, history = fit(
                 loader,
                 arm.routine,
                 pair,
-                optimizers_for(arm.routine, pair, optimizer),
+                optimizers_for(arm.routine, pair, planned.optimizer(arm)),
                 steps=steps,
                 seconds=settings.seconds,
                 engine=settings.engine,
-                schedule=schedule,
-                callbacks=[log],
+                schedule=Falling(settings.final_learning_rate) if settings.final_learning_rate else None,
+                callbacks=[_Log(planned, folder / "metrics.jsonl", steps)],
                 record_every=max(1, steps // 200) if steps else 20,
                 checkpoints=kept,
                 interrupted=asked,
                 progress=f"{arm.name}, seed {seed}" if progress else False,
             )
-    except Interrupted as error:
-        error.code = asked.code
-        raise
-    except (TrainingError, FloatingPointError, ValueError, RuntimeError) as error:
-        return result | {"status": "failed", "error": str(error).strip().split("\n")[0]}
+        except Interrupted as error:
+            error.code = asked.code
+            raise
+        if asked():  # after the last step
+            raise Ended(asked.code)
     spent = history.seconds[-1] if history.seconds else 0.0
-    result |= {"steps": state.step, "seconds": spent, "seconds_per_step": spent / max(1, state.step)}
-    result |= {"notes": history.notes}
-    result |= {"seconds_with_evaluation": time.perf_counter() - began}
-    save_weights(folder / "weights.safetensors", pair)
-    return result | _evaluate(planned, pair, folder, classifier)
+    return {
+        "steps": state.step,
+        "seconds": spent,
+        "seconds_per_step": spent / max(1, state.step),
+        "notes": history.notes,
+    }
 
 
 def _budget(planned: Plan, arm: Arm, seed: int) -> tuple[Any, int | None]:
@@ -185,7 +233,11 @@ def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | 
                 "unbiased MMD², Gaussian kernels of 0.5, 1 and 2 median distances" if name == "mmd" else "cubic kernel"
             )
             how += f", {n} samples, {n} test data" + ("" if dataset.density is not None else ", raw pixels")
-            metrics[name] = {"value": distance.value, "standard_error": distance.standard_error, "how": how}
+            metrics[name] = {
+                "value": finite(distance.value),
+                "standard_error": finite(distance.standard_error),
+                "how": how,
+            }
     means = getattr(dataset.density, "means", None)
     if means is not None:
         modes = mixture_metrics(made.x.cpu(), means, dataset.density.std)  # type: ignore[union-attr]

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from unigen.data import Loader
+from unigen.environment import environment
 from unigen.networks import fingerprint
 from unigen.phases import Phase, name_of
 from unigen.planning import Arm, Plan, build_pair, shared_networks
-from unigen.runs import environment
 
 __all__ = ["announcements", "describe", "phase_formula"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unigen.checkpoints import Checkpoints
-from unigen.runs import environment
+from unigen.environment import differences, environment
 from unigen.snapshots import capture, restore
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Keeper:
         steps it is, and whether a callback ended the run. Warns of checkpoints passed over, and of another environment.
         """
         device = next((parameter.device for parameter in state.pair.parameters()), torch.device("cpu"))
-        self.environment = environment(str(device)) | {"code": _code(), **_modes()}
+        self.environment = environment(device)
         if not allowed and self.kept.steps():
             raise ValueError(f"{self.kept.directory} has checkpoints already; resume the run, or name a new directory")
         found = self.kept.load()
@@ -58,12 +58,7 @@ class Keeper:
         for name, value in found.content["history"].items():
             setattr(history, name, value)
         notes = [f"{name} was rejected: {reason}" for name, reason in found.rejected.items()]
-        there = found.content["environment"]
-        changed = [
-            f"{name} was {there.get(name)}, is {now}"
-            for name, now in self.environment.items()
-            if there.get(name) != now
-        ]
+        changed = differences(found.content["environment"], self.environment)
         if changed:
             notes.append(f"the environment differs, so the run is not bit-identical: {', '.join(changed)}")
         for note in notes:
@@ -83,23 +78,6 @@ class Keeper:
         loop = {"spent": spent, "total": total, "count": count, "stopped": stopped}
         self.kept.save(state.step, capture(state) | {"history": rows, "loop": loop, "environment": self.environment})
         self.latest = state.step
-
-
-def _code() -> str:
-    """Return the sha256 sum of this package's own code."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} ".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _modes() -> dict[str, Any]:
-    """Return the settings of torch that decide which of two orders of summation is taken."""
-    return {
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "float32 products": torch.backends.cuda.matmul.fp32_precision,
-        "cudnn": [torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark],
-    }
 
 
 def _data(loader: Any) -> Any:

@@ -5,31 +5,30 @@ DIR/SLUG/seed-S/config.json              the run's own configuration and version
 DIR/SLUG/seed-S/metrics.jsonl            appended while it runs: values of the phases, evaluations
 DIR/SLUG/seed-S/weights.safetensors      the trained pair
 DIR/SLUG/seed-S/samples.png, reconstructions.png, result.json
+DIR/SLUG/seed-S/checkpoints/              what a run that was stopped goes on from
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
-import platform
 import re
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unigen.data import Dataset
+from unigen.durable import append, write_whole
 from unigen.pair import Pair
 
 __all__ = [
     "append_metrics",
-    "environment",
     "finite",
     "keep_metrics_before",
     "load_weights",
@@ -38,21 +37,12 @@ __all__ = [
     "save_scatter",
     "save_weights",
     "slug_of",
-    "write_json",
 ]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all: to a temporary name beside it, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:
     """Append one line of JSON."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    append(path, json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
 def keep_metrics_before(path: Path, step: int) -> None:
@@ -66,9 +56,7 @@ def keep_metrics_before(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept).encode())
 
 
 def slug_of(name: str) -> str:
@@ -76,32 +64,10 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.") or "routine"
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Return versions, threads and platform, for the configuration of a run."""
-    versions = {"python": platform.python_version()}
-    for package in ("unigen", "torch", "torchvision", "pyro-ppl", "numpyro", "jax", "numpy", "scikit-learn"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
-    return {
-        "versions": versions,
-        "device": device,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.release()}, {sys.implementation.name}",
-    }
-
-
 def save_weights(path: Path, pair: Pair) -> None:
     """Save every parameter and buffer of a pair as safetensors, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    write_whole(path, safetensors.torch.save(tensors))
 
 
 def load_weights(path: Path, pair: Pair) -> None:
@@ -125,7 +91,9 @@ def save_grid(path: Path, rows: Tensor, shape: tuple[int, ...], columns: int = 1
     images = rows.detach().cpu().reshape(-1, *shape).clamp(0, 1)
     factor = max(1, round(28 / shape[-1]))
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    save_image(make_grid(images, nrow=columns, padding=2, pad_value=1.0), path, format="png")
+    picture = io.BytesIO()
+    save_image(make_grid(images, nrow=columns, padding=2, pad_value=1.0), picture, format="png")
+    write_whole(path, picture.getvalue())
 
 
 def save_scatter(path: Path, rows: Tensor, data: Tensor) -> None:
@@ -145,7 +113,9 @@ def save_scatter(path: Path, rows: Tensor, data: Tensor) -> None:
     axes.set_xlim(float(low[0] - margin[0]), float(high[0] + margin[0]))
     axes.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
     axes.set_axis_off()
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(path, picture.getvalue())
 
 
 def save_samples(path: Path, x: Tensor, mean: Tensor, dataset: Dataset) -> None:

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT ask a run to end, once; a second one ends the process at once.
+"""SIGTERM and SIGINT ask a process to end, once; a second one ends it at once.
 
-The handler only sets a flag: ``fit(..., interrupted=asked)`` ends its step, saves a checkpoint, and raises.
+While a run trains, the handler only sets a flag: ``fit(..., interrupted=asked)`` ends its step, saves a checkpoint, and
+raises. Everywhere else a command has nothing to lose, since its files are written whole, and ``Ended`` is raised on the spot.
 """
 
 from __future__ import annotations
@@ -12,33 +13,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Asked", "asked_to_end"]
+__all__ = ["Asked", "Ended", "asked_to_end"]
+
+
+class Ended(KeyboardInterrupt):
+    """A command that a signal ended; ``code`` is its exit code, 130 after SIGINT and 143 after SIGTERM."""
+
+    def __init__(self, code: int = 130) -> None:
+        super().__init__(f"ended by {signal.Signals(code - 128).name}")
+        self.code = code
 
 
 class Asked:
     """Whether the process was asked to end: ``asked()``. ``asked.code`` is then 128 + the signal (130, 143), else 0."""
 
-    code: int = 0
+    def __init__(self, at_once: bool = False, outer: Asked | None = None) -> None:
+        self.code, self.at_once, self.outer = 0, at_once, outer
 
     def __call__(self) -> bool:
         return self.code != 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.code:
+        nested = [self]
+        while nested[-1].outer is not None:
+            nested.append(nested[-1].outer)
+        if any(asked() for asked in nested):
             os._exit(128 + number)
-        self.code = 128 + number
+        for asked in nested:
+            asked.code = 128 + number
+        if self.at_once:
+            raise Ended(128 + number)
 
 
 @contextmanager
-def asked_to_end(*numbers: signal.Signals) -> Iterator[Asked]:
-    """Note signals (default SIGTERM and SIGINT) instead of dying of them; the former handlers come back at the end.
+def asked_to_end(*numbers: signal.Signals, at_once: bool = False) -> Iterator[Asked]:
+    """Note signals (default SIGTERM and SIGINT) instead of dying of them, and with ``at_once`` raise ``Ended`` on the spot.
 
-    Outside the main thread, where python takes no signals, nothing is noted.
+    The former handlers come back at the end. Where one of these is a context of this kind, it learns of the signal too, so
+    that the second signal counts as such wherever it arrives. Outside the main thread, where python takes no signals,
+    nothing is noted.
     """
-    asked, former = Asked(), {}
-    if threading.current_thread() is threading.main_thread():
-        former = {n: signal.signal(n, asked._note) for n in numbers or (signal.SIGTERM, signal.SIGINT)}
+    numbers = numbers or (signal.SIGTERM, signal.SIGINT)
+    outer = getattr(signal.getsignal(numbers[0]), "__self__", None)
+    asked, former = Asked(at_once, outer if isinstance(outer, Asked) else None), {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                former[number] = signal.signal(number, asked._note)
         yield asked
     finally:
         for number, handler in former.items():

@@ -1,6 +1,8 @@
 """The state of a training run as one tree of copies: what ``unigen.checkpoints`` stores and the next step needs.
 
 ``restore(capture(state), other)`` makes ``other`` and every global random stream equal to what they were, bit for bit.
+There are no JAX keys among the streams: an engine that runs on JAX derives the noise of a step from torch's stream, which
+is here, so that a run on any engine goes on from the same tree.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Samples and data are rows, shape (N, D); a value that estimates carries its stan
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from unigen.divergences import (
     Kernel,
+    block_estimate,
     entropy,
     gaussian_kernel,
     kullback_leibler_divergence,
@@ -81,9 +83,6 @@ def sample_distance(
             f"Sample distances compare equal numbers of rows, but got {len(samples)} samples and {n} rows of data; "
             "cut the longer one."
         )
-    if blocks < 2 or n < 2 * blocks:
-        raise ValueError(f"Two or more blocks of at least two rows are needed, but got {blocks} blocks of {n} rows.")
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         x, y = (samples, data) if features is None else (features(samples), features(data))
         name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", repr(kernel))
@@ -96,12 +95,9 @@ def sample_distance(
             raise ValueError(
                 f"There is no kernel {kernel!r}; expected 'gaussian', 'cubic' or a function of two samples."
             )
-        parts_x = torch.randperm(n, generator=generator).to(x.device).tensor_split(blocks)
-        parts_y = torch.randperm(n, generator=generator).to(y.device).tensor_split(blocks)
-        values = torch.stack(
-            [mmd_squared(x[i].double(), y[j].double(), kernel) for i, j in zip(parts_x, parts_y, strict=True)]
-        )
-    return SampleDistance(values.mean().item(), values.std().item() / math.sqrt(blocks), n, name)
+        distance = partial(mmd_squared, kernel=kernel)
+        found = block_estimate(distance, x.double(), y.double(), blocks, seed)
+    return SampleDistance(found.value.item(), found.standard_error.item(), n, name)
 
 
 class Classifier(nn.Module):

@@ -5,10 +5,14 @@
 
 import json
 import math
+import os
 import random
 import re
 import struct
+import subprocess
 import sys
+import threading
+import time
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,10 +20,12 @@ from pathlib import Path
 import numpy
 import pytest
 
+from unigen.durable import append
 from unigen.figures import Series, averaged, number, panel, thinned, ticks, worth_showing
 from unigen.report import _typeset, read_runs, render, table, table_markdown
 from unigen.tables import aggregate, tabulate
 
+ROOT = Path(__file__).parents[1]
 BOUND = "importance-weighted bound, K = 500, 1000 test data"
 VAE = "https://arxiv.org/abs/1312.6114"
 # key, title, citation, url, formula, phases, final log-likelihood (None: implicit), kind, milliseconds a step
@@ -390,6 +396,148 @@ def test_no_comparison_here(tmp_path):
         render(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
+
+# -- runs that were stopped, resumed or half written -------------------------------------------------------------------
+
+
+def test_resumed_runs_are_marked_and_what_was_unusual_stands_on_top(tmp_path):
+    write_config(tmp_path, ["vae", "gan"], [0])
+    odd = "step-000000000060 was rejected: pair.safetensors has 0 bytes, not 400"
+    write_run(tmp_path, "vae", 0, notes=["resumed at step 40"])
+    write_run(tmp_path, "gan", 0, notes=["resumed at step 40", odd, 7])
+    page = Page(render(tmp_path))
+    assert [words for words in page.words if words == "resumed"] == ["resumed"] * 2
+    assert f"vae, seed 0 : resumed at step 40 gan, seed 0 : resumed at step 40; {odd}; 7" in page.text
+    top = page.text[: page.text.index("Results")]
+    assert f"gan, seed 0: {odd}" in top and "vae, seed 0" not in top and "resumed at step" not in top
+
+
+def test_runs_that_were_never_stopped_are_not_marked(tmp_path):
+    write_config(tmp_path, ["vae"], [0, 1])
+    write_run(tmp_path, "vae", 0, notes=[])
+    write_run(tmp_path, "vae", 1)
+    text = Page(render(tmp_path)).text
+    assert "resumed" not in text and "did not simply go on" not in text
+
+
+def test_a_stopped_run_goes_on_and_a_failed_one_says_how_to_retry(tmp_path):
+    write_config(tmp_path, ["vae"], [0, 1, 2, 3])
+    full = "9 bytes could not be written to metrics.jsonl: No space left on device"
+    run = write_run(tmp_path, "vae", 0, status="stopped", error=full)
+    (run / "checkpoints" / "step-000000000060").mkdir(parents=True)
+    (run / "checkpoints" / "step-000000000050").mkdir()
+    (run / "checkpoints" / "rejected-step-000000000090-1").mkdir()
+    write_run(tmp_path, "vae", 1, status="failed", error="Phase 1 is not finite.")
+    killed = tmp_path / "vae" / "seed-2"
+    (killed / "checkpoints" / "step-000000000020").mkdir(parents=True)
+    (killed / "metrics.jsonl").write_text('{"step": 25, "values": {}}\n')
+    write_run(tmp_path, "vae", 3)
+    assert [run.status for run in read_runs(tmp_path)] == ["incomplete", "failed", "incomplete", "complete"]
+    text = Page(render(tmp_path)).text
+    assert f"{full}; the same command goes on from step 60" in text
+    assert "Phase 1 is not finite.; not tried again unless vae/seed-1 is deleted" in text
+    assert "no result.json that can be read; last record at step 25; the same command goes on from step 20" in text
+    assert "1 of 4: 1 failed, 2 incomplete" in table(tmp_path)
+
+
+def test_without_its_own_configuration_a_comparison_is_described_by_its_runs(tmp_path):
+    write_config(tmp_path, ["vae", "gan"], [0])
+    config = json.loads((tmp_path / "config.json").read_text())
+    for entry in config["routines"]:
+        run = write_run(tmp_path, entry["key"], 0)
+        (run / "config.json").write_text(json.dumps(config | {"routine": entry, "seed": 0}))
+    whole = Page(render(tmp_path)).text
+    (tmp_path / "config.json").write_text("{")
+    page = Page(render(tmp_path))
+    for words in ("digits", "Kingma & Welling 2014", "Goodfellow et al. 2014", "hidden 200-200", "Linux x86_64"):
+        assert words in whole and words in page.text
+
+
+def test_a_report_of_files_cut_at_any_byte_marks_what_is_incomplete(tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    write_config(tmp_path, ["vae"], [0, 1])
+    for label in (0, 1):
+        run = write_run(tmp_path, "vae", label, notes=["resumed at step 50"])
+        lines = [{"step": s, "seconds": s / 9, "values": {"1 elbo": -300.0 / s}} for s in range(1, 100)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run / "samples.png").write_bytes(png(numpy.zeros((4, 4))))
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    first = tmp_path / "vae" / "seed-0"
+    for _ in range(40):
+        for path, content in files.items():
+            if path.parent in (first, tmp_path):
+                path.write_bytes(content[: chance.randrange(len(content) - 1)])  # its last byte may be a line's end
+        runs = {run.seed: run for run in read_runs(tmp_path)}
+        assert runs["0"].status == "incomplete" and runs["1"].status == "complete"
+        steps = (first / "metrics.jsonl").read_bytes().count(b"}}")
+        assert len(runs["0"].values.get("1 elbo", [])) == steps and runs["0"].samples == ""
+        assert len(runs["1"].values["1 elbo"]) == 99 and runs["1"].samples
+        page = Page(render(tmp_path))
+        check_closed(page)
+        assert "1 of 2 runs did not finish" in page.text and "no result.json that can be read" in page.text
+
+
+def test_reports_are_whole_while_another_process_writes_runs_and_reports(tmp_path):
+    write_config(tmp_path, ["vae"], [0])
+    run = tmp_path / "vae" / "seed-0"
+    run.mkdir(parents=True)
+    done = threading.Event()
+
+    def write() -> None:
+        step = 0
+        while not done.is_set():
+            step += 1
+            append(
+                run / "metrics.jsonl", json.dumps({"step": step, "values": {"1 elbo": -1.0 / step}}).encode() + b"\n"
+            )
+            time.sleep(0.002)
+            (run / "result.json").write_text('{"status": "complete", "no')
+            (run / "result.json").unlink()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    other = [sys.executable, "-c", RENDER, str(tmp_path)]
+    beside = subprocess.Popen(other, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        count = 0
+        while beside.poll() is None or count < 5:
+            count += 1
+            page = Page(render(tmp_path))
+            assert page.text.endswith(END) and "1 of 1 runs did not finish" in page.text
+    finally:
+        done.set()
+        writer.join()
+    assert beside.wait() == 0
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.tmp"))
+
+
+END = "it can be archived beside the paper."
+RENDER = """
+import sys
+from unigen.report import render
+for _ in range(10):
+    render(sys.argv[1])
+"""
+
+
+def test_a_page_that_cannot_be_written_is_an_error_and_the_former_one_stays(tmp_path, monkeypatch):
+    write_config(tmp_path, ["vae"], [0])
+    before = render(tmp_path).read_text()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    write_run(tmp_path, "vae", 0)
+    with pytest.raises(OSError, match=r"\d+ bytes could not be written to .*report.html: No space left on device"):
+        render(tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "report.html").read_text() == before and not list(tmp_path.glob(".*"))
+
+
+# -- hostile strings, charts -------------------------------------------------------------------------------------------
 
 HOSTILE = "</title></style></svg>\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\x1b[31m&lt;"
 

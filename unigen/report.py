@@ -4,7 +4,6 @@ The page loads nothing: styles are inline, pictures are data URIs, charts are SV
 `unigen.figures`. Every string goes through the template's escaping, and a link is kept only if it is http or https.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from unigen.durable import write_whole
 from unigen.figures import Panel, Series, averaged, number, panel, thinned, worth_showing
 from unigen.results import Run, announced, as_mapping, as_number, as_sequence, as_text, read_config, read_runs
 from unigen.tables import table, table_markdown, tabulate
@@ -26,18 +26,19 @@ DASH = "\N{EN DASH}"
 def render(directory: str | Path) -> Path:
     """Write DIR/report.html, one file that opens offline, from whatever is in DIR, and return its path.
 
-    Raises FileNotFoundError where DIR holds no comparison at all.
+    Raises FileNotFoundError where DIR holds no comparison at all, OSError where the page cannot be written.
     """
     import jinja2
 
     directory = Path(directory)
-    runs, config = read_runs(directory), read_config(directory)
+    runs = read_runs(directory)
+    # each run's own configuration says what all have in common, too
+    config = read_config(directory) or next((run.config for run in runs if run.config), {})
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html.j2").render(_page(config, runs))
-    path, partial = directory / "report.html", directory / ".report.html.partial"
-    partial.write_text(html, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    path = directory / "report.html"
+    write_whole(path, html.encode("utf-8", errors="replace"))
     return path
 
 
@@ -57,6 +58,11 @@ def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "unfinished": [
             {"run": f"{keys[run.slug]}, seed {run.seed}", "status": run.status, "why": _why(run)} for run in unfinished
         ],  # fmt: skip
+        "noted": [
+            {"run": f"{keys[run.slug]}, seed {run.seed}", "notes": run.notes, "serious": _serious(run)}
+            for run in runs
+            if run.notes
+        ],
         "total": len(runs),
         "results": results,
         "keys": list(keys.values()),
@@ -197,7 +203,8 @@ def _hashes(config: dict[str, Any], kind: str) -> list[tuple[str, str]]:
 
 def _environment(config: dict[str, Any]) -> list[tuple[str, str]]:
     versions = as_mapping(config.get("versions")) or {"versions": config.get("versions")}
-    rest = {name: config.get(name) for name in ("device", "threads", "platform")}
+    names = ("device", "device_name", "threads", "vector instructions", "platform", "code")
+    rest = {name.replace("_", " "): config.get(name) for name in names}
     known = {"unigen": config.get("unigen"), **versions, **rest}
     return [(name, as_text(value)) for name, value in known.items() if value is not None]
 
@@ -216,17 +223,23 @@ def _seed_row(key: str, run: Run) -> dict[str, Any]:
         "log_likelihood": text if kind != "none" else as_text(likelihood.get("how")) or "implicit: none",
         "kind": as_text(kind) if value is not None and kind != "none" else "",
         "why": _why(run),
+        "resumed": bool(run.notes),
     }
 
 
+def _serious(run: Run) -> list[str]:
+    """What a reader of the numbers should know: a checkpoint that was rejected, or a resume in another environment."""
+    return [note for note in run.notes if not re.fullmatch(r"resumed at step \d+", note)]
+
+
 def _why(run: Run) -> str:
-    if run.error or run.status in ("complete", "not started"):
+    if run.status in ("complete", "not started"):
         return run.error
     if run.status == "failed":
-        return "no reason recorded"
-    return "no result.json that can be read" + (
-        f"; last record at step {_whole(run.step)}" if run.step is not None else ""
-    )
+        return f"{run.error or 'no reason recorded'}; not tried again unless {run.slug}/seed-{run.seed} is deleted"
+    last = f"; last record at step {_whole(run.step)}" if run.step is not None else ""
+    goes_on = f"; the same command goes on from step {_whole(run.checkpoint)}" if run.checkpoint is not None else ""
+    return (run.error or f"no result.json that can be read{last}") + goes_on
 
 
 def _say(template: str, value: object) -> str:

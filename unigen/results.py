@@ -6,6 +6,7 @@ parse, or has the wrong type, or is not finite, is absent.
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +30,10 @@ STATUSES = ("complete", "failed", "incomplete", "not started")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One routine and one seed, as far as the files go; `values` holds (step, seconds, value) by phase."""
+    """One routine and one seed, as far as the files go; `values` holds (step, seconds, value) by phase.
+
+    `notes` say where it was resumed and what was unusual then, `checkpoint` the step that it would go on from.
+    """
 
     slug: str
     name: str
@@ -44,13 +48,16 @@ class Run:
     kind: str = ""
     samples: str = ""
     reconstructions: str = ""
+    notes: tuple[str, ...] = ()
+    checkpoint: int | None = None
 
 
 def read_runs(directory: str | Path) -> list[Run]:
     """Read every run of a comparison: those that config.json announces, in its order, then any others found.
 
-    A run without a readable result.json is "incomplete", one without any file "not started"; lines of metrics.jsonl
-    that do not parse are skipped. Raises FileNotFoundError where DIR holds neither a config.json nor a run.
+    A run without a readable result.json, or one that was stopped from outside, is "incomplete", one without any file
+    "not started"; lines of metrics.jsonl that do not parse are skipped. Raises FileNotFoundError where DIR holds
+    neither a config.json nor a run.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -111,8 +118,18 @@ def _read_run(path: Path, slug: str, name: str, seed: str) -> Run:
             kind = as_text(evaluation.get("kind"))
     samples, reconstructions = _image(path / "samples.png"), _image(path / "reconstructions.png")
     error, config = as_text(result.get("error")), _read_json(path / "config.json")
+    notes = tuple(filter(None, map(as_text, as_sequence(result.get("notes")))))
     return Run(slug, name, seed, str(status), error, last, config, result,
-               values, evaluations, kind, samples, reconstructions)  # fmt: skip
+               values, evaluations, kind, samples, reconstructions, notes, _checkpoint(path / "checkpoints"))  # fmt: skip
+
+
+def _checkpoint(path: Path) -> int | None:
+    """The newest step that has a checkpoint; whether it is good, only loading it would tell."""
+    try:
+        names = [entry.name for entry in path.iterdir()]
+    except OSError:
+        return None
+    return max((int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d{12})", name))), default=None)
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -48,37 +48,58 @@ __all__ = [
 
 
 def log_p(draw: Any) -> Tensor:
-    """log p(x, z), the complete-data log-likelihood."""
+    """log p(x, z), the complete-data log-likelihood.
+
+    Theory: density, wake-gradient [hinton1995].
+    """
     return draw.log_p
 
 
 def log_q(draw: Any) -> Tensor:
-    """log q(z|x); for the GAN's guide log q(y|x)."""
+    """log q(z|x); for the GAN's guide log q(y|x).
+
+    Theory: density, sleep-gradient [hinton1995].
+    """
     return draw.log_q
 
 
 def log_pq(draw: Any) -> Tensor:
-    """log p(x, z) + log q(z|x): under one posterior approximation both programs learn by maximum likelihood."""
+    """log p(x, z) + log q(z|x): under one posterior approximation both programs learn by maximum likelihood.
+
+    Theory: density, reweighted-wake-sleep [bornschein2015].
+    """
     return draw.log_p + draw.log_q
 
 
 def log_weight(draw: Any) -> Tensor:
-    """log w = log p(x, z) - log q(z|x), the log importance weight."""
+    """log w = log p(x, z) - log q(z|x), the log importance weight.
+
+    Theory: density, reweighted-wake-sleep [burda2016].
+    """
     return draw.log_p - draw.log_q
 
 
 def elbo(draw: Any) -> Tensor:
-    """log p(x, z) - log q(z|x), whose mean under q bounds log p(x) from below."""
+    """log p(x, z) - log q(z|x), whose mean under q bounds log p(x) from below.
+
+    Theory: evidence-decomposes, free-energy [jordan1999].
+    """
     return log_weight(draw)
 
 
 def iwae(draw: Any) -> Tensor:
-    """log (1/K) sum_k w_k, the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016, Eq. 8); (N,)."""
+    """log (1/K) sum_k w_k, the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016, Eq. 8); (N,).
+
+    Theory: iwae, iwae-gap [burda2016].
+    """
     return log_mean_exp(draw, log_weight(draw))
 
 
 def log_evidence(draw: Any) -> Tensor:
-    """log p(x): log p itself without latents, the sum over all values of the latents under ``Enumerate``; (N,)."""
+    """log p(x): log p itself without latents, the sum over all values of the latents under ``Enumerate``; (N,).
+
+    Theory: maximum-likelihood [fisher1922].
+    """
     if draw.enumerated:
         return torch.logsumexp(draw.log_p, 0)
     if draw.latents:
@@ -91,7 +112,10 @@ def log_evidence(draw: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class BetaElbo:
-    """log p(x|z) + beta (log p(z) - log q(z|x)) (Higgins et al. 2017, Eq. 4); ``beta=1`` is the elbo."""
+    """log p(x|z) + beta (log p(z) - log q(z|x)) (Higgins et al. 2017, Eq. 4); ``beta=1`` is the elbo.
+
+    Theory: beta-vae [higgins2017].
+    """
 
     beta: float
 
@@ -100,7 +124,10 @@ class BetaElbo:
 
 
 def log_mean_exp(draw: Any, values: Tensor) -> Tensor:
-    """log (1/K) sum_k exp(values_k) over the particles of each datum; (K, N) -> (N,)."""
+    """log (1/K) sum_k exp(values_k) over the particles of each datum; (K, N) -> (N,).
+
+    Theory: iwae [burda2016].
+    """
     if draw.particles is None:
         raise ValueError("an objective over particles needs an expectation with particles, such as Wake(particles=5)")
     return torch.logsumexp(values, 0) - math.log(draw.particles)
@@ -110,28 +137,43 @@ def log_mean_exp(draw: Any, values: Tensor) -> Tensor:
 
 
 def log_q_reversed(draw: Any) -> Tensor:
-    """log q^r(y|x) = log q(1 - y|x), the reversed label (Hu et al. 2018, Eq. 3)."""
+    """log q^r(y|x) = log q(1 - y|x), the reversed label (Hu et al. 2018, Eq. 3).
+
+    Theory: eq-5-reversed-label, lemma-1 [hu2018unifying].
+    """
     return draw.log_q_at("y", 1 - draw["y"])
 
 
 def iwae_reversed(draw: Any) -> Tensor:
-    """log (1/K) sum_k q^r(y|x_k) / q(y|x_k), q in the denominator held fixed (Hu et al. 2018, Eq. 15); (N,)."""
+    """log (1/K) sum_k q^r(y|x_k) / q(y|x_k), q in the denominator held fixed (Hu et al. 2018, Eq. 15); (N,).
+
+    Theory: eq-16-importance-weighted-gan [hu2018unifying].
+    """
     return log_mean_exp(draw, log_q_reversed(draw) - draw.log_q.detach())
 
 
 def critic(draw: Any, **given: Tensor) -> Tensor:
-    """f(x) = log q(y=1|x) - log q(y=0|x), the log odds of the guide, in the role of a critic."""
+    """f(x) = log q(y=1|x) - log q(y=0|x), the log odds of the guide, in the role of a critic.
+
+    Theory: two-losses-make-a-critic, critic-keeps-its-slope [goodfellow2014, arjovsky2017wasserstein].
+    """
     return draw.log_odds("y", **given)
 
 
 def critic_gap(draw: Any) -> Tensor:
-    """2 (2y - 1) f(x), whose mean is E_data f - E_model f (Arjovsky, Chintala & Bottou 2017, Eq. 2)."""
+    """2 (2y - 1) f(x), whose mean is E_data f - E_model f (Arjovsky, Chintala & Bottou 2017, Eq. 2).
+
+    Theory: wgan, wgan-value [arjovsky2017wasserstein].
+    """
     return 2 * (2 * draw["y"] - 1) * critic(draw)
 
 
 @dataclass(frozen=True)
 class GradientPenalized:
-    """critic_gap - weight (|df/dx| - 1)^2 on lines between data and samples (Gulrajani et al. 2017, Eq. 3)."""
+    """critic_gap - weight (|df/dx| - 1)^2 on lines between data and samples (Gulrajani et al. 2017, Eq. 3).
+
+    Theory: wgan-gp [gulrajani2017].
+    """
 
     weight: float = 10.0
 
@@ -148,7 +190,10 @@ class GradientPenalized:
 
 @dataclass(frozen=True)
 class FGan:
-    """2 y T(x) - 2 (1 - y) f*(T(x)), T = g_f(critic): the variational bound on D_f (Nowozin et al. 2016, Eq. 6)."""
+    """2 y T(x) - 2 (1 - y) f*(T(x)), T = g_f(critic): the variational bound on D_f (Nowozin et al. 2016, Eq. 6).
+
+    Theory: f-gan, f-gan-is-tight [nowozin2016].
+    """
 
     divergence: str
 
@@ -167,6 +212,8 @@ class Mmd:
     """-MMD^2 between data and samples, unbiased, over a mixture of Gaussian kernels (Li, Swersky & Zemel 2015); ().
 
     The widths are the given fractions of the root mean squared distance of the data. It couples the rows of a batch.
+
+    Theory: mmd, mmd-is-unbiased [li2015].
     """
 
     widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -183,7 +230,10 @@ class Mmd:
 
 @dataclass(frozen=True)
 class Network:
-    """f(x), the psi network of this name."""
+    """f(x), the psi network of this name.
+
+    Theory: constraint-learns-as-a-reward [hu2018constraints].
+    """
 
     network: str
 
@@ -195,7 +245,10 @@ class Network:
 
 
 def baseline_fit(draw: Any) -> Tensor:
-    """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014, Eq. 8)."""
+    """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014, Eq. 8).
+
+    Theory: nvil [mnih2014].
+    """
     baseline, signal = draw.network("baseline"), elbo(draw).detach()
     error = signal - baseline(draw["x"])
     baseline.track(signal)
@@ -204,7 +257,10 @@ def baseline_fit(draw: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Discriminate:
-    """log sigma((2y - 1) f(x)): tell the data (y = 1) from dreams (y = 0) with the psi network of this name."""
+    """log sigma((2y - 1) f(x)): tell the data (y = 1) from dreams (y = 0) with the psi network of this name.
+
+    Theory: optimal-discriminator, eq-17-activated-vae [goodfellow2014, hu2018unifying].
+    """
 
     network: str = "critic"
 
@@ -214,7 +270,10 @@ class Discriminate:
 
 @dataclass(frozen=True)
 class Activated:
-    """2 q^r(y=0|x) elbo: the elbo, activated by how real x looks (Hu et al. 2018, Eq. 17, without its factor 1/2)."""
+    """2 q^r(y=0|x) elbo: the elbo, activated by how real x looks (Hu et al. 2018, Eq. 17, without its factor 1/2).
+
+    Theory: eq-17-activated-vae [hu2018unifying].
+    """
 
     network: str = "critic"
 
@@ -227,7 +286,10 @@ class Activated:
 
 @dataclass(frozen=True)
 class Negative:
-    """-objective: descend what another phase climbs."""
+    """-objective: descend what another phase climbs.
+
+    Theory: combination, gan-minimax [goodfellow2014].
+    """
 
     objective: Objective
 
@@ -240,7 +302,10 @@ class Negative:
 
 @dataclass(frozen=True)
 class Scaled:
-    """alpha * objective."""
+    """alpha * objective.
+
+    Theory: combination, posterior-regularization [ganchev2010].
+    """
 
     objective: Objective
     alpha: float
@@ -254,7 +319,10 @@ class Scaled:
 
 @dataclass(frozen=True)
 class OnGenerated:
-    """2 (1 - y) objective: its mean is the expectation over generated rows alone."""
+    """2 (1 - y) objective: its mean is the expectation over generated rows alone.
+
+    Theory: combination, implicit-m-step [hu2018constraints].
+    """
 
     objective: Objective
 
@@ -267,7 +335,10 @@ class OnGenerated:
 
 @dataclass(frozen=True)
 class OnlyGenerated:
-    """The objective where y = 0, -inf where y = 1: a log-weight that leaves the data out."""
+    """The objective where y = 0, -inf where y = 1: a log-weight that leaves the data out.
+
+    Theory: implicit-e-step [hu2018constraints].
+    """
 
     objective: Objective
 

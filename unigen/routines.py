@@ -119,6 +119,8 @@ def maximum_likelihood() -> Phases:
     """max_θ E_data[log p_θ(x)]
 
     Climb the exact log-likelihood: a flow's change of variables, or the sum over all values of discrete latents.
+
+    Theory: maximum-likelihood, change-of-variables [fisher1922, dinh2015].
     """
     return (Phase(log_evidence, Enumerate(), THETA),)
 
@@ -128,6 +130,8 @@ def em(closed_form: bool = True) -> Phases:
     """E: q* = p_θ(z|x);  M: max_θ E_data E_{q*}[log p_θ(x, z)]
 
     The E-step is exact, by enumeration; the M-step is solved where the model can, else climbed.
+
+    Theory: e-step-is-the-posterior, em-gain [dempster1977].
     """
     posterior = Tilted(Enumerate(), log_weight)
     return (Phase(log_p, posterior, THETA, solve=closed_form),)
@@ -138,6 +142,8 @@ def variational_em(steps: int = 1) -> Phases:
     """E: max_φ L(θ, φ);  M: max_θ L(θ, φ);  L = E_data E_q[log p_θ(x, z) - log q_φ(z|x)]
 
     Alternate the two programs on one bound, ``steps`` E-steps for an M-step.
+
+    Theory: variational-em, evidence-decomposes [neal1998, jordan1999].
     """
     return (Phase(elbo, Wake(), PHI, steps=steps), Phase(elbo, Wake(), THETA))
 
@@ -148,6 +154,8 @@ def vae(estimator: Any = None) -> Phases:
 
     The wake phase, extended to the guide: both programs climb the evidence lower bound. ``estimator``: of ``ESTIMATORS``;
     by default pathwise where a site has a reparameterization, the score function elsewhere.
+
+    Theory: vae, evidence-decomposes [kingma2014].
     """
     return (Phase(elbo, Wake(), THETA + PHI, estimator=_estimator(estimator)),)
 
@@ -157,6 +165,8 @@ def beta_vae(beta: float = 4.0) -> Phases:
     """max_{θ,φ} E_data[E_q log p_θ(x|z) - β KL(q_φ(z|x) || p(z))]
 
     The VAE with its divergence from the prior weighted; β = 1 is the VAE.
+
+    Theory: beta-vae [higgins2017].
     """
     return (Phase(BetaElbo(beta), Wake(), THETA + PHI),)
 
@@ -166,6 +176,8 @@ def iwae(k: int = 5, estimator: Any = None) -> Phases:
     """max_{θ,φ} E_data E_q log (1/K) Σ_k p_θ(x, z_k) / q_φ(z_k|x)
 
     A tighter bound from K samples. The estimator ``"doubly_reparameterized"`` keeps the guide's gradient from fading.
+
+    Theory: iwae [burda2016].
     """
     return (Phase(iwae_bound, Wake(k), THETA + PHI, estimator=_estimator(estimator)),)
 
@@ -175,6 +187,8 @@ def nvil() -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by (L - b_ψ(x)) ∇ log q_φ
 
     The VAE's bound for discrete latents, with a learned and a running baseline that lower the score function's variance.
+
+    Theory: nvil, baselines-have-no-bias [mnih2014].
     """
     return (
         Phase(elbo, Wake(), THETA + PHI, estimator=ScoreFunction(), control_variate=Baseline("baseline")),
@@ -187,6 +201,8 @@ def reinforce() -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by L ∇ log q_φ
 
     The score function without a control variate: unbiased, and of large variance.
+
+    Theory: path-and-score-agree [williams1992, ranganath2014].
     """
     return (Phase(elbo, Wake(), THETA + PHI, estimator=ScoreFunction()),)
 
@@ -196,6 +212,8 @@ def vimco(k: int = 5) -> Phases:
     """max_{θ,φ} E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x)
 
     The importance-weighted bound for discrete latents; each particle's baseline comes from the others.
+
+    Theory: vimco, baselines-have-no-bias [mnih2016].
     """
     return (Phase(iwae_bound, Wake(k), THETA + PHI, estimator=ScoreFunction(), control_variate=LeaveOneOut()),)
 
@@ -208,6 +226,8 @@ def wake_sleep() -> Phases:
     """wake: max_θ E_data E_q[log p_θ(x, z)];  sleep: max_φ E_{p_θ(x,z)}[log q_φ(z|x)]
 
     Each program learns by maximum likelihood from the other's samples; no gradient passes through a sample.
+
+    Theory: wake-sleep, wake-gradient, sleep-gradient [hinton1995].
     """
     return (Phase(log_p, Wake(), THETA), Phase(log_q, Sleep(), PHI))
 
@@ -217,6 +237,8 @@ def reweighted_wake_sleep(k: int = 5, sleep: bool = True, wake: bool = True) -> 
     """max_{θ,φ} E_data E_{q*}[log p_θ(x, z) + log q_φ(z|x)], q* = Σ_k w̃_k δ(z_k);  sleep: max_φ E_{p_θ}[log q_φ(z|x)]
 
     K weighted samples of the guide stand for the posterior. ``wake``, ``sleep``: which of the guide's two updates to use.
+
+    Theory: reweighted-wake-sleep [bornschein2015, le2019].
     """
     if not (wake or sleep):
         raise ValueError("reweighted_wake_sleep updates the guide in its wake phase, its sleep phase, or both")
@@ -238,6 +260,8 @@ def gan() -> Phases:
     """max_φ E_{p_θ(x|y)p(y)}[log q_φ(y|x)];  max_θ E_{p_θ(x|y)p(y)}[log q^r_φ(y|x)]
 
     The sleep phase of the discriminator, and its extension to the generator with the label reversed (non-saturating).
+
+    Theory: gan, lemma-1, eq-8-optimal-discriminator [goodfellow2014, hu2018unifying].
     """
     return (Phase(log_q, Sleep(), PHI), Phase(log_q_reversed, Sleep(), THETA))
 
@@ -247,6 +271,8 @@ def gan_minimax() -> Phases:
     """min_θ max_φ E_{p_θ(x|y)p(y)}[log q_φ(y|x)]
 
     The generator descends what the discriminator climbs; its gradient fades where the discriminator is sure.
+
+    Theory: gan-minimax, minimax-descends-jensen-shannon [goodfellow2014].
     """
     return (Phase(log_q, Sleep(), PHI), Phase(Negative(log_q), Sleep(), THETA))
 
@@ -256,6 +282,8 @@ def f_gan(f: str = "jensen_shannon") -> Phases:
     """min_θ max_φ E_data[T_φ(x)] - E_{p_θ}[f*(T_φ(x))]
 
     A variational bound on an f-divergence, by name; the critic T is the guide's log odds through g_f.
+
+    Theory: f-gan, f-gan-is-tight [nowozin2016].
     """
     return (Phase(FGan(f), Sleep(), PHI), Phase(Negative(FGan(f)), Sleep(), THETA))
 
@@ -267,6 +295,8 @@ def wgan(clip: float = 0.01, critic_steps: int = 5) -> Phases:
     """min_θ max_{|φ|≤c} E_data[f_φ(x)] - E_{p_θ}[f_φ(x)]
 
     The Wasserstein critic, its weights clipped to [-c, c] after each step.
+
+    Theory: wgan, wgan-value, lipschitz-bound [arjovsky2017wasserstein].
     """
     return (
         Phase(critic_gap, Sleep(), PHI, steps=critic_steps, project=ClipWeights(clip)),
@@ -279,6 +309,8 @@ def wgan_gp(penalty: float = 10.0, critic_steps: int = 5) -> Phases:
     """max_φ E_data f - E_{p_θ} f - λ E(|∇f(x̂)| - 1)²;  max_θ E_{p_θ} f_φ(x)
 
     The Wasserstein critic with its slope held near one on lines between data and samples.
+
+    Theory: wgan-gp [gulrajani2017].
     """
     return (
         Phase(GradientPenalized(penalty), Sleep(), PHI, steps=critic_steps),
@@ -291,6 +323,8 @@ def mmd() -> Phases:
     """min_θ MMD²(data, p_θ)
 
     A generative moment-matching network: no critic, a fixed mixture of Gaussian kernels compares data and samples.
+
+    Theory: mmd, mmd-is-unbiased [li2015, dziugaite2015].
     """
     return (Phase(Mmd(), Sleep(), THETA),)
 
@@ -300,6 +334,8 @@ def aavae() -> Phases:
     """max_ψ E[log q_ψ(y|x)];  max_{θ,φ} E_x[q^r_ψ(y=0|x) (E_q log p_θ(x, z) - log q_φ(z|x))], x from data and dreams
 
     The adversary-activated VAE: data and dreams both teach it, each as far as the discriminator takes it for real.
+
+    Theory: eq-17-activated-vae [hu2018unifying].
     """
     return (Phase(Discriminate(), Wake(dreams=True), PSI), Phase(Activated(), Wake(dreams=True), THETA + PHI))
 
@@ -309,6 +345,8 @@ def iwgan(k: int = 5) -> Phases:
     """max_φ E[log q_φ(y|x)];  ∇_θ = E Σ_k w̃_k ∇_θ log q^r_φ(y|x_k), w_k = q^r/q
 
     The importance-weighted GAN, the IWAE's idea carried to the generator's step; k = 1 is the GAN.
+
+    Theory: eq-16-importance-weighted-gan [hu2018unifying].
     """
     return (Phase(log_q, Sleep(), PHI), Phase(iwae_reversed, Sleep(k), THETA))
 
@@ -333,6 +371,9 @@ def posterior_regularization(
     After the phases of ``base``, the model learns from its own samples reweighted by the constraint f (an objective, or
     the name of a psi network). ``implicit``: the reverse-KL form max_θ E_{p_θ}[α f] for a pair without density. ``learn``:
     the constraint learns too, as a reward that the data earn and q* does not.
+
+    Theory: posterior-regularization, e-step-of-posterior-regularization, m-step-of-posterior-regularization
+    [ganchev2010, hu2018constraints].
     """
     constraint = Network(f) if isinstance(f, str) else f
     reward = Scaled(constraint, alpha)
@@ -347,6 +388,8 @@ def contrastive_divergence(k: int = 1, kernel: Any = None, persistent: bool = Fa
     """max_θ E_data[log p̃_θ(x)] - E_chain[log p̃_θ(x)], the chain k steps from the data
 
     The positive phase against the negative phase; the partition function cancels.
+
+    Theory: contrastive-divergence, positive-and-negative-phase [hinton2002].
     """
     return (Phase(log_p, Wake(), THETA, against=Chain(kernel or Gibbs(), k, persistent)),)
 
@@ -356,6 +399,8 @@ def persistent_contrastive_divergence(k: int = 1, kernel: Any = None) -> Phases:
     """max_θ E_data[log p̃_θ(x)] - E_chain[log p̃_θ(x)], the chain carried on from step to step
 
     Contrastive divergence whose chains never restart at the data.
+
+    Theory: contrastive-divergence [younes1989, tieleman2008].
     """
     return contrastive_divergence(k, kernel, persistent=True).phases
 
@@ -369,6 +414,8 @@ def standard_equation(
     One objective for the field: ``experience`` f is ``"data"``, ``"critic"`` (learned, adversarial), or a constraint.
     Cross entropy with data and β → 0 is maximum likelihood; a critic with α = 0 is gan (``"jensen_shannon"``), f_gan (an
     f-divergence) or wgan (``"wasserstein"``); a constraint has the teacher q ∝ exp((β log p_θ + f) / α).
+
+    Theory: standard-equation, standard-equation-teacher, standard-equation-adversaries [hu2022].
     """
     if experience == "critic":
         if alpha != 0 or beta != 1:

@@ -29,6 +29,8 @@ def f_divergence_bound(name: str, on_p: Tensor, on_q: Tensor) -> Tensor:
 
     name: of `f_divergences`. on_p: T at samples of P, (n,). on_q: T at samples of Q, (m,); above the domain of f* the bound
     is -inf. Returns a scalar, tight at T = f'(p/q). Source: Nguyen, Wainwright and Jordan (2010); Nowozin et al. (2016), Eq. 4.
+
+    Theory: f-divergence-is-bounded [nguyen2010, nowozin2016].
     """
     _check_values(on_p, on_q)
     return on_p.mean() - f_divergence(name).conjugate(on_q).mean()
@@ -39,6 +41,8 @@ def donsker_varadhan_bound(on_p: Tensor, on_q: Tensor) -> Tensor:
 
     on_p, on_q: as for `f_divergence_bound`. With P the joint and Q the product of the margins this is MINE's bound on mutual
     information. Source: Donsker and Varadhan (1983); Belghazi et al. (2018), MINE, theorem 1.
+
+    Theory: bounds-on-information, augmented-min-max [donsker1975].
     """
     _check_values(on_p, on_q)
     return on_p.mean() - (torch.logsumexp(on_q, 0) - math.log(len(on_q)))
@@ -49,6 +53,8 @@ def info_nce_bound(scores: Tensor) -> Tensor:
 
     scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x) + c(x).
     Returns a scalar. Source: van den Oord, Li and Vinyals (2018), Eq. 4; Poole et al. (2019), Eq. 10.
+
+    Theory: bounds-on-information [vandenoord2018].
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
         raise ValueError(f"Scores are a square table (K, K) of two or more pairs, but got {tuple(scores.shape)}.")

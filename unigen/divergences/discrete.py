@@ -68,6 +68,8 @@ def information_content(p: Tensor, base: float = math.e) -> Tensor:
 
     >>> information_content(torch.tensor(1 / 6), base=2)
     tensor(2.5850)
+
+    Theory: information-adds-up [shannon1948].
     """
     if not p.is_floating_point() or not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError("Probabilities must be floating-point numbers in [0, 1]; got others.")
@@ -82,6 +84,8 @@ def entropy(p: Tensor, base: float = math.e) -> Tensor:
 
     >>> entropy(torch.tensor([0.5, 0.25, 0.25]), base=2)
     tensor(1.5000)
+
+    Theory: entropies-in-closed-form [shannon1948, cover2006].
     """
     check_probabilities(p)
     return -_excess(p, torch.ones_like(p)).sum(-1) / nats_per_unit(base)
@@ -92,6 +96,8 @@ def cross_entropy(p: Tensor, q: Tensor, base: float = math.e) -> Tensor:
 
     p, q: probabilities, shape (..., C). Returns shape (...), in nats or the unit of `base`. ValueError for shapes or sums
     that do not fit. Source: Cover and Thomas (2006), theorem 5.4.3.
+
+    Theory: cross-entropy-excess [cover2006].
     """
     check_probabilities(p, q)
     used = p > 0
@@ -104,6 +110,8 @@ def kullback_leibler_divergence(p: Tensor, q: Tensor, base: float = math.e) -> T
 
     p, q: probabilities, shape (..., C). Returns shape (...), in nats or the unit of `base`. ValueError for shapes or sums
     that do not fit. Source: Kullback and Leibler (1951); Cover and Thomas (2006), Eq. 2.26.
+
+    Theory: cross-entropy-excess, kl-support-mismatch [kullback1951].
     """
     check_probabilities(p, q)
     return _excess(p, q).sum(-1) / nats_per_unit(base)
@@ -114,6 +122,8 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor, base: float = math.e) -> Ten
 
     p, q: probabilities, shape (..., C). Returns shape (...). Half of the f-divergence named `jensen_shannon`.
     Source: Lin (1991), Divergence measures based on the Shannon entropy, Eq. 3.6 and theorem 4.
+
+    Theory: jensen-shannon, jensen-shannon-of-label [lin1991].
     """
     check_probabilities(p, q)
     mixture = (p + q) / 2
@@ -124,6 +134,8 @@ def conditional_entropy(joint: Tensor, base: float = math.e) -> Tensor:
     """Compute H(X|Y) = H(X, Y) - H(Y) = -sum p(x, y) log p(x|y) of joint tables (..., X, Y); returns shape (...).
 
     Source: Cover and Thomas (2006), Eq. 2.10; at most H(X), with equality for independent X and Y.
+
+    Theory: conditional-entropy [cover2006].
     """
     check_probabilities(joint, dims=2)
     return -_excess(joint, joint.sum(-2, keepdim=True).expand_as(joint)).sum((-2, -1)) / nats_per_unit(base)
@@ -136,6 +148,8 @@ def mutual_information(joint: Tensor, base: float = math.e) -> Tensor:
 
     >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]]), base=2)
     tensor(1.)
+
+    Theory: mutual-information, information-gain [cover2006].
     """
     check_probabilities(joint, dims=2)
     independent = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)

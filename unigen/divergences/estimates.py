@@ -38,6 +38,8 @@ class Estimate:
     """Hold a value, its standard error, and the number of samples behind it.
 
     value, standard_error: the distributions' batch shape, or (). samples: 0 for a closed form, whose standard error is 0.
+
+    Theory: monte-carlo [kullback1951].
     """
 
     value: Tensor
@@ -160,6 +162,8 @@ def entropy_of(p: Any, samples: int | None = None, base: float = math.e, seed: i
 
     >>> entropy_of(torch.distributions.Normal(0.0, 1.0), base=2).value
     tensor(2.0471)
+
+    Theory: entropies-in-closed-form, monte-carlo [cover2006].
     """
     closed = None if _outcomes(p) is not None else _formula(p.entropy)
     if closed is not None:
@@ -171,6 +175,8 @@ def cross_entropy_between(p: Any, q: Any, samples: int | None = None, base: floa
     """Compute H(p, q) = -E_p[log q], as H(p) + KL(p || q) where both are closed.
 
     Arguments as for `kullback_leibler_between`; inf where p reaches outside the support of q.
+
+    Theory: cross-entropy-excess, monte-carlo [cover2006].
     """
     _check_fit(p, q)
     closed = None if _outcomes(p) is not None else _formula(lambda: p.entropy() + kl_divergence(p, q))
@@ -191,6 +197,8 @@ def kullback_leibler_between(
     >>> normal = torch.distributions.Normal
     >>> kullback_leibler_between(normal(1.0, 1.0), normal(0.0, 1.0)).value
     tensor(0.5000)
+
+    Theory: monte-carlo, kl-of-normals [kullback1951].
     """
     _check_fit(p, q)
     # A table before a formula: torch's formulas for tables miss zeros that are given as probabilities.
@@ -206,6 +214,8 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
 
     Arguments as for `kullback_leibler_between`; half of the samples' work is done under each distribution.
     Source: Lin (1991), Eq. 3.6.
+
+    Theory: jensen-shannon, monte-carlo [lin1991].
     """
     _check_fit(p, q)
 
@@ -228,6 +238,8 @@ def f_divergence_between(name: str, p: Any, q: Any, samples: int | None = None, 
     p, q: as for `kullback_leibler_between`, but the samples come from q, and a second set from p where it leaves the support
     of q. The estimate is of large, perhaps infinite, variance where q has lighter tails than p. In nats.
     Source: Ali and Silvey (1966); Csiszar (1967); Nowozin, Cseke and Tomioka (2016), Eq. 1.
+
+    Theory: f-divergence-is-tight, monte-carlo [nowozin2016].
     """
     _check_fit(p, q)
     divergence = f_divergence(name)
@@ -255,6 +267,8 @@ def block_estimate(
     statistic: of two samples (rows, D), such as MMD^2; an unbiased one keeps its mean. x: shape (n, D). y: shape (m, D).
     blocks: how many, from 2; each needs two rows of both. Returns value and standard error (), `samples` the blocks.
     Source: Zaremba, Gretton and Blaschko (2013), B-tests, NeurIPS 26.
+
+    Theory: monte-carlo, mmd-is-unbiased [gretton2012].
     """
     if blocks < 2 or min(len(x), len(y)) < 2 * blocks:
         raise ValueError(

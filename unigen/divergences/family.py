@@ -53,6 +53,8 @@ class FDivergence:
     critic_upper_bound: the upper end of the domain of f*, which is also the slope of f at infinity.
 
     Source: Nowozin, Cseke and Tomioka (2016), f-GAN, arXiv:1606.00709, tables 1 and 2, checked.
+
+    Theory: f-divergence-is-tight, f-divergence-is-bounded [nguyen2010, nowozin2016].
     """
 
     name: str
@@ -215,6 +217,8 @@ def f_divergence(name: str) -> FDivergence:
 
     >>> f_divergence("pearson").value(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))
     tensor(0.3333)
+
+    Theory: f-divergence-is-tight [nowozin2016].
     """
     if name in f_divergences:
         return f_divergences[name]

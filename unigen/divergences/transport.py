@@ -46,6 +46,8 @@ def wasserstein_1(x: Tensor, y: Tensor) -> Tensor:
 
     x: shape (n,). y: shape (m,), sizes may differ. Returns a scalar, differentiable in both samples. ValueError for other
     shapes. Source: Vallender (1974), Theory of Probability and its Applications 18(4).
+
+    Theory: wasserstein-on-the-line, parallel-lines [villani2009, vallender1974].
     """
     _check_line(x, y, "wasserstein_1")
     knots = torch.cat([x, y]).sort().values
@@ -60,6 +62,8 @@ def wasserstein_1_critic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     >>> wasserstein_1_critic(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0]))
     (tensor([3., 4.]), tensor([0., 1.]))
+
+    Theory: wasserstein-on-the-line, wgan-value [villani2009].
     """
     _check_line(x, y, "wasserstein_1_critic")
     pooled = torch.cat([x, y]).detach()
@@ -78,6 +82,8 @@ class Transport:
 
     value: the least mean cost, a scalar, differentiable in the cost. plan: (n, m), the mass moved from each row to each
     column. potentials: (n,) and (m,), u_i + v_j <= cost_ij with p.u + q.v = value: the proof that no plan costs less.
+
+    Theory: wasserstein [peyre2019].
     """
 
     value: Tensor
@@ -91,6 +97,8 @@ def optimal_transport(cost: Tensor, p: Tensor | None = None, q: Tensor | None = 
     cost: shape (n, m), finite. p: shape (n,). q: shape (m,); probabilities, equal ones by default.
     ValueError for shapes or probabilities that do not fit; ImportError where POT is missing.
     Source: Kantorovich (1942); Bonneel et al. (2011), the solver of POT (Flamary et al. 2021, JMLR 22).
+
+    Theory: wasserstein [peyre2019].
     """
     try:
         import ot
@@ -123,6 +131,8 @@ def wasserstein(x: Tensor, y: Tensor, order: float = 1.0) -> Tensor:
     x: shape (n, D). y: shape (m, D). order: r >= 1. Returns a differentiable scalar in the units of the rows. On the line, with
     equal sizes or r = 1, by sorting; else by POT (about n^3 operations). ValueError for other shapes or orders;
     ImportError where POT is needed and missing. Source: Villani (2009), definition 6.1.
+
+    Theory: wasserstein [peyre2019].
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (len(x), len(y)):
         raise ValueError(
@@ -146,6 +156,8 @@ def wasserstein_2_normals(mean: Tensor, covariance: Tensor, other_mean: Tensor, 
 
     means: shape (D,). covariances: shape (D, D), symmetric and positive semidefinite. Returns a scalar in the units of the
     rows. ValueError for other shapes or a negative eigenvalue. Source: Dowson and Landau (1982); Olkin and Pukelsheim (1982).
+
+    Theory: wasserstein-of-normals [dowson1982].
     """
     size = len(mean)
     for name, tensor, shape in (

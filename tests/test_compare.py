@@ -157,7 +157,7 @@ WRONG = [
     (["--routines", "maximum_likelihood"], 2, "continuous"),
     (["--data", "ring", "--routines", "contrastive_divergence"], 2, "binary"),
     (["--data", "mnist", "--data-root", "nowhere"], 3, "nowhere"),
-    (["--layers", "0", "--routines", "nvil"], 2, "at least one"),
+    (["--layers", "0", "--routines", "nvil"], 2, "--layers must be positive"),
     (["--stepz", "3"], 2, "steps"),
     (["--seeds", "x"], 2, "seeds"),
 ]

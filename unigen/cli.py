@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
+from unigen.arguments import parse
 from unigen.compare import compare
 from unigen.data import NAMES, DataError
 from unigen.describe import announcements, describe
@@ -24,12 +24,13 @@ from unigen.evaluate import sample
 from unigen.failures import failure
 from unigen.lock import DirectoryInUse
 from unigen.names import nearest
-from unigen.planning import PAIRS, Arm, Plan, build_pair, plan
+from unigen.planning import PAIRS, Arm, build_pair, plan
 from unigen.report import render, table
 from unigen.routines import catalogue
 from unigen.runs import load_weights, save_samples
 from unigen.settings import Common, Settings, UsageError
 from unigen.signals import asked_to_end
+from unigen.stored import check_path, check_readable, read_comparison
 
 __all__ = ["main", "routines_markdown"]
 
@@ -95,30 +96,31 @@ def main(arguments: list[str] | None = None) -> None:
         with asked_to_end(at_once=True):
             code = _run(arguments)
     except DataError as error:
-        print(f"unigen: {error}", file=sys.stderr)
+        _say(str(error))
         code = 3
     except (UsageError, DirectoryInUse) as error:
-        print(f"unigen: {error}", file=sys.stderr)
+        _say(str(error))
         code = 2
     except KeyboardInterrupt as error:
         print("unigen: interrupted; the same command, with its --out, goes on where it was", file=sys.stderr)
         code = getattr(error, "code", 130)
     except OSError as error:
-        print(f"unigen: {failure(error)['error']}", file=sys.stderr)
+        _say(failure(error)["error"])
         code = 1
     sys.exit(code)
 
 
+def _say(error: str) -> None:
+    """Print an error as one line; what could move a terminal's cursor is shown as a question mark."""
+    words = " ".join(error.split())
+    print("unigen:", "".join(letter if letter.isprintable() else "?" for letter in words), file=sys.stderr)
+
+
+_COMMANDS = {"compare": Settings, "train": Train, "sample": Sample, "report": Report, "list": List, "theory": Theory}
+
+
 def _run(arguments: list[str]) -> int:
-    commands = (
-        Annotated[Settings, tyro.conf.subcommand("compare")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[List, tyro.conf.subcommand("list")]
-        | Annotated[Theory, tyro.conf.subcommand("theory")]
-    )
-    chosen: Any = tyro.cli(commands, prog="unigen", description=(__doc__ or "").split("\n")[0], args=arguments)
+    chosen: Any = parse(arguments, _COMMANDS, (__doc__ or "").split("\n")[0])
     command = shlex.join(["unigen", *arguments])
     if isinstance(chosen, Train):
         common = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Common)}
@@ -150,16 +152,24 @@ def _compare(settings: Settings, command: str) -> int:
 
 
 def _sample(chosen: Sample) -> int:
-    directory = Path(chosen.directory)
-    planned = _planned(directory)
+    directory = _directory(chosen.directory)
+    for name, most in (("n", 10**6), ("noise", 2**63 - 1)):
+        value, least = getattr(chosen, name), int(name == "n")
+        if not least <= value <= most:
+            raise UsageError(f"--{name} must be at least {least}, and at most {most}; got {value}")
+    out = Path(chosen.out) if chosen.out else None
+    if out is not None:
+        check_path(out, "--out")
+        if not out.name or not out.parent.is_dir():
+            raise UsageError(f"--out {out}: the folder {out.parent} is not there, or no name is given in it")
+    settings, _ = read_comparison(directory)
+    planned = plan(dataclasses.replace(settings, out=None, device="cpu"))
     names = [arm.name for arm in planned.arms]
     if chosen.routine is not None and chosen.routine not in names:
         raise UsageError(f"--routine {chosen.routine!r} is not in {directory}; {nearest(chosen.routine, names)}")
     seeds = planned.settings.seeds
     if chosen.seed is not None and chosen.seed not in seeds:
         raise UsageError(f"--seed {chosen.seed} is not in {directory}; it has {' '.join(map(str, seeds))}")
-    if chosen.n < 1:
-        raise UsageError(f"--n must be at least 1; got {chosen.n}")
     arm: Arm = next(arm for arm in planned.arms if chosen.routine in (None, arm.name))
     seed = seeds[0] if chosen.seed is None else chosen.seed
     weights = directory / arm.slug / f"seed-{seed}" / "weights.safetensors"
@@ -173,9 +183,7 @@ def _sample(chosen: Sample) -> int:
     from safetensors.torch import save_file
 
     made = sample(pair, chosen.n, planned.test, seed=chosen.noise)
-    out = Path(chosen.out) if chosen.out else directory / f"samples-{arm.slug}"
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.parent} is not there")
+    out = out or directory / f"samples-{arm.slug}"
     save_file({"x": made.x.contiguous(), "mean": made.mean.contiguous()}, out.with_name(out.name + ".safetensors"))
     picture = out.with_name(out.name + ".png")
     save_samples(picture, made.x, made.mean, planned.dataset)
@@ -183,22 +191,16 @@ def _sample(chosen: Sample) -> int:
     return 0
 
 
-def _planned(directory: Path) -> Plan:
-    """Read a comparison's plan back from its config.json."""
-    path = directory / "config.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        known = {f.name for f in dataclasses.fields(Settings)}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in known}
-        settings = Settings(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{directory} is no directory of a comparison: {path} is missing or not readable") from None
-    settings.out, settings.device = None, "cpu"
-    return plan(settings)
+def _directory(name: str) -> Path:
+    """Return the directory of a comparison that a command reads."""
+    directory = Path(name)
+    check_path(directory, "directory")
+    check_readable(directory)
+    return directory
 
 
 def _report(chosen: Report) -> int:
-    directory = Path(chosen.directory)
+    directory = _directory(chosen.directory)
     try:
         page = render(directory)
     except FileNotFoundError as error:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from unigen.names import nearest_name
 
-__all__ = ["DataError", "check", "check_options", "integer"]
+__all__ = ["BINARIZATIONS", "DataError", "check", "check_options", "integer"]
 
-_BINARIZATIONS = ("none", "static", "dynamic")
+BINARIZATIONS = ("none", "static", "dynamic")
 
 
 class DataError(ValueError):
@@ -55,11 +55,9 @@ def check(x: Tensor, name: str, *, low: float = -math.inf, high: float = math.in
 
 def check_options(name: str, binarization: str, dequantize: bool, levels: int | None) -> None:
     """Refuse options that do not fit together or do not fit the data."""
-    if binarization not in _BINARIZATIONS:
-        guess = nearest_name(binarization, _BINARIZATIONS)
-        raise ValueError(
-            f"Unknown binarization {binarization!r}: did you mean {guess!r} ({', '.join(_BINARIZATIONS)})?"
-        )
+    if binarization not in BINARIZATIONS:
+        guess = nearest_name(binarization, BINARIZATIONS)
+        raise ValueError(f"Unknown binarization {binarization!r}: did you mean {guess!r} ({', '.join(BINARIZATIONS)})?")
     if dequantize and binarization != "none":
         raise ValueError(f"{name} cannot be both dequantized and binarized ({binarization}): choose one.")
     if dequantize and (levels is None or levels < 3):

@@ -7,10 +7,11 @@ plan, the routine and the seed, so that every routine of a seed starts from the 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ from torch import Tensor, nn
 
 from unigen import data as datasets
 from unigen.data import Dataset, Loader
+from unigen.datachecks import BINARIZATIONS
 from unigen.engines.checks import check
 from unigen.names import nearest
 from unigen.networks import Baseline, Critic, Networks, networks
+from unigen.networks.mlp import ACTIVATIONS
 from unigen.pair import Pair
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import LIKELIHOODS
 from unigen.phases import Optimizer, Phase, Routine
 from unigen.routines import by_name
 from unigen.runs import slug_of
-from unigen.settings import Settings, UsageError
+from unigen.settings import Settings, UsageError, check_bounds
+from unigen.stored import check_path, check_same
 from unigen.streams import isolated
-from unigen.training import engine_named
+from unigen.training import ENGINES
 
 __all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "psi_networks", "shared_networks"]
 
@@ -48,6 +52,16 @@ ON_BITS = (
 )
 ON_REALS = ("vae", "iwae(5)", "wake_sleep", "gan", "wgan_gp", "mmd", "em", "maximum_likelihood")
 PAIRS = ("auto", "latent", "sigmoid_belief", "mixture", "adversarial", "rbm", "flow")
+_OPTIONS = {
+    "data": datasets.NAMES,
+    "pair": PAIRS,
+    "networks": ("mlp", "conv"),
+    "activation": tuple(ACTIVATIONS),
+    "likelihood": ("auto", *LIKELIHOODS),
+    "binarization": BINARIZATIONS,
+    "engine": tuple(ENGINES),
+}
+_MOST, _WEIGHTS, _SLUG = 10_000, 2**28, 100
 
 
 @dataclass
@@ -101,29 +115,23 @@ def plan(settings: Settings, command: str = "unigen compare") -> Plan:
 
 
 def _plan(settings: Settings, command: str) -> Plan:
+    check_bounds(settings)
     given = [name for name in ("steps", "epochs", "seconds") if getattr(settings, name) is not None]
     if len(given) > 1:
         raise ValueError(f"a run has one budget, but --{given[0]} and --{given[1]} were given; drop one")
     if not given:
         settings = dataclasses.replace(settings, steps=1000)
-    for name in ("steps", "epochs", "seconds", "batch_size", "particles", "latent", "components", "units"):
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive; got {value}")
-    for name in ("test_size", "evaluations"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} must not be negative; got {getattr(settings, name)}")
-    for name in ("learning_rate", "final_learning_rate"):
-        rate = getattr(settings, name)
-        if rate is not None and not 0 < rate < 10:
-            raise ValueError(f"--{name.replace('_', '-')} must lie between 0 and 10; got {rate}")
-    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds) or min(settings.seeds) < 0:
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise ValueError(f"--seeds wants different numbers from 0; got {' '.join(map(str, settings.seeds)) or 'none'}")
-    for name, options in (("pair", PAIRS), ("likelihood", ("auto", *LIKELIHOODS)), ("networks", ("mlp", "conv"))):
-        if getattr(settings, name) not in options:
-            raise ValueError(f"--{name} {getattr(settings, name)!r}: {nearest(getattr(settings, name), options)}")
-    engine_named(settings.engine)
+    for name, options in _OPTIONS.items():
+        value = getattr(settings, name)
+        if value not in options and value is not None:
+            raise ValueError(f"--{name} {value!r:.80}: {nearest(value[:80], options)}")
     device = _device(settings.device)
+    for name in settings.routines:
+        _check_extent(name, by_name(name))
+    if settings.out is not None:
+        check_path(Path(settings.out), "--out")
     dataset = datasets.load(
         settings.data, settings.data_root, binarization=settings.binarization, dequantize=settings.dequantize
     )
@@ -143,6 +151,7 @@ def _plan(settings: Settings, command: str) -> Plan:
     settings = dataclasses.replace(
         settings, routines=tuple(names), latent=settings.latent or (2 if dataset.shape == (2,) else 20)
     )
+    _check_size(settings, dataset)
     arms = []
     for name in names:
         routine = by_name(name)
@@ -161,38 +170,47 @@ def _plan(settings: Settings, command: str) -> Plan:
     if len({arm.slug for arm in arms}) < len(arms):
         raise ValueError(f"--routines names a routine twice: {' '.join(names)}")
     directory = Path(settings.out) if settings.out else Path("runs", f"{settings.data}-{datetime.now():%Y%m%d-%H%M%S}")
-    _check_directory(directory, settings, dataset)
+    check_same(directory, settings, dataset.fingerprint)
     planned = Plan(settings, command, dataset, likelihood, device, arms, directory)
     probe = Loader(dataset, min(settings.batch_size, len(dataset.train)), seed=0, device=device).at(0)[:8]
     for arm in arms:
-        pair = build_pair(planned, arm, settings.seeds[0])
+        where = f"routine {arm.name} on the pair {arm.pair}"
         try:
-            check(arm.routine, pair, probe)
-        except ValueError as error:
-            raise ValueError(f"routine {arm.name} on the pair {arm.pair}: {error}") from None
+            check(arm.routine, build_pair(planned, arm, settings.seeds[0]), probe)
+        except datasets.DataError:
+            raise
+        except KeyError as error:  # torch refuses some names, such as one with a dot
+            raise ValueError(f"{where}: a network cannot be called so: {error.args[0]}") from None
+        except (ValueError, MemoryError, RuntimeError) as error:
+            raise ValueError(f"{where}: {str(error).strip().splitlines()[0] if str(error) else 'too large'}") from None
     return planned
 
 
-def _check_directory(directory: Path, settings: Settings, dataset: Dataset) -> None:
-    """Refuse a directory that holds anything but the same comparison, which then goes on."""
-    if not directory.exists() or (directory.is_dir() and {path.name for path in directory.iterdir()} <= {"lock"}):
-        return
-    try:
-        stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        before, fingerprint = dict(stored["settings"]), stored["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"--out {directory} exists and is not empty; name a new directory") from None
-    now = json.loads(json.dumps(dataclasses.asdict(settings)))
-    for name in sorted(now.keys() - {"out", "data_root"}):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"--out {directory} holds another comparison, whose {name.replace('_', '-')} is {before.get(name)!r} and not "
-                f"{now[name]!r}; name a new directory"
-            )
-    if fingerprint != dataset.fingerprint:
-        raise ValueError(
-            f"--out {directory} holds a comparison on other data under the same name; name a new directory"
-        )
+def _check_extent(name: str, routine: Routine) -> None:
+    """Refuse a routine of settings that no run would end with, before it is tried."""
+    for entry, value in _leaves(routine.phases):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"routine {name:.80}: {entry} is {value}; give a finite number")
+        if isinstance(value, int) and value > _MOST:
+            raise ValueError(f"routine {name:.80}: {entry} is {value}; give at most {_MOST}")
+    if len(slug_of(routine.name)) > _SLUG:
+        raise ValueError(f"routine {name:.80}: its name has more than {_SLUG} characters, too many for a directory's")
+
+
+def _check_size(settings: Settings, dataset: Dataset) -> None:
+    """Refuse networks that are too large for this machine before one is built."""
+    dimension, latent = dataset.train.shape[1], settings.latent or 20
+    wanted = {
+        "hidden": (max(dimension, latent), *settings.hidden, max(dimension, latent)),
+        "latent": (dimension, latent),
+        "layers": (dimension, *settings.layers),
+        "components": (dimension, settings.components),
+        "units": (dimension, settings.units),
+    }
+    for name, widths in wanted.items():
+        weights = sum(one * other for one, other in pairwise(widths))
+        if weights > _WEIGHTS:
+            raise ValueError(f"--{name} asks for {weights} weights; give widths of at most {_WEIGHTS} in all")
 
 
 def _device(name: str) -> str:
@@ -250,18 +268,15 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
 
 def psi_networks(phases: tuple[Phase, ...]) -> list[str]:
     """Return the names of the psi networks that phases read, in order."""
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(name for entry, name in _leaves(phases) if entry == "network" and isinstance(name, str)))
 
-    def walk(part: Any) -> None:
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            name = getattr(part, "network", None)
-            if isinstance(name, str):
-                found[name] = None
-            for entry in dataclasses.fields(part):
-                walk(getattr(part, entry.name))
-        elif isinstance(part, tuple):
-            for item in part:
-                walk(item)
 
-    walk(phases)
-    return list(found)
+def _leaves(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of every field of every dataclass in a tree of tuples and dataclasses."""
+    for item in part if isinstance(part, tuple) else ():
+        yield from _leaves(item)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        for entry in dataclasses.fields(part):
+            value = getattr(part, entry.name)
+            yield entry.name, value
+            yield from _leaves(value)

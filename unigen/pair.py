@@ -63,7 +63,9 @@ class Pair(nn.Module):
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
+        self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
+        self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
         self.arguments = _arguments(self.model)
         self.guide_arguments = self.arguments if self.guide is _nothing else _arguments(self.guide)
         foreign = [name for name in self.guide_arguments if name not in self.arguments]
@@ -100,8 +102,8 @@ class Pair(nn.Module):
         return list(program.named_parameters()) if isinstance(program, nn.Module) else []
 
     def group(self, *groups: str) -> list[nn.Parameter]:
-        """Return the parameters of the named groups, in order."""
-        return [parameter for group in groups for parameter in self._tensors(group)[0]]
+        """Return the parameters of the named groups, in order, without frozen ones (``requires_grad_(False)``)."""
+        return [p for group in groups for p in self._tensors(group)[0] if p.requires_grad]
 
     def group_buffers(self, *groups: str) -> list[Tensor]:
         """Return the buffers of the named groups' modules."""
@@ -117,13 +119,15 @@ class Pair(nn.Module):
 
     def _apply(self, *arguments: Any, **named: Any) -> Any:
         self._walked.clear()  # moving to a device or dtype may replace tensors
+        self.compiled.clear()
+        self.supports.clear()
         return super()._apply(*arguments, **named)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
         same = self.__class__.__new__(self.__class__)
         memo[id(self)] = same
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables")}
-        same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}})
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables", "compiled")}
+        same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}, "compiled": {}})
         return same
 
     def bind(self, x: Any) -> dict[str, Any]:

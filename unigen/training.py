@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.checkpoints import Checkpoints
-from unigen.engines import eager
+from unigen.engines import compiled, eager
 from unigen.names import nearest
 from unigen.pair import Pair, PairError
 from unigen.phases import Optimizer, Phase, Routine
 from unigen.resume import Keeper
+from unigen.watch import TrainingError, Watch
 
 __all__ = [
     "ENGINES",
@@ -35,11 +36,7 @@ __all__ = [
     "optimizers_for",
 ]
 
-ENGINES: dict[str, ModuleType] = {"eager": eager}
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the sentence names the phase, the step and what to try."""
+ENGINES: dict[str, ModuleType] = {"eager": eager, "compiled": compiled}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -170,15 +167,14 @@ def fit(
     checkpoint is saved and ``Interrupted`` raised.
 
     Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing or negative budget,
-    ``TrainingError`` where a phase's value is not finite, ``CheckpointError`` where a checkpoint cannot be written or none
-    is good. A ``StopIteration`` from a callback ends the run early.
+    ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a checkpoint
+    cannot be written or none is good. A ``StopIteration`` from a callback ends the run early.
     """
     if steps is None and seconds is None:
         raise ValueError("fit needs a budget: steps=... or seconds=...")
     if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
         raise ValueError(f"a budget is not negative; got steps={steps}, seconds={seconds}")
-    step_once = engine_named(engine).step
-    phases = tuple(routine)
+    module, phases = engine_named(engine), tuple(routine)
     state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):
@@ -194,21 +190,35 @@ def fit(
         keeper = Keeper(checkpoints, same, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
     between = checkpoint_every or max(1, (steps or 20000) // 20)
-    parts = [part for optimizer in state.optimizers.values() for part in optimizer.param_groups]
+    watch = Watch(history.phases, phases)
     with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
         while not stopped and (steps is None or state.step < steps) and (seconds is None or spent < seconds):
             began = time.perf_counter()
+            count_now = _until_next(state.step, module.CHUNK, steps, every, between if keeper else None)
+            if seconds is not None and state.step:
+                count_now = max(1, min(count_now, int((seconds - spent) / spent * state.step)))
+            batches = [
+                [batch_at(number * each + repetition) for repetition in range(each)]
+                for number in range(state.step, state.step + count_now)
+            ]
+            falling = None
             if schedule is not None:
-                fraction = state.step / steps if steps else spent / (seconds or 1.0)
-                for part, lr in zip(parts, rates, strict=True):
-                    part["lr"] = schedule(lr, fraction)
-            x, *more = [batch_at(state.step * each + repetition) for repetition in range(each)]
-            values = torch.stack(step_once(phases, pair, state.optimizers, x, more))
-            state.step += 1
-            total, count = values if total is None else total + values, count + 1
+                fractions = [
+                    (state.step + number) / steps if steps else spent / (seconds or 1.0) for number in range(count_now)
+                ]
+                falling = [[schedule(lr, fraction) for lr in rates] for fraction in fractions]
+            try:
+                values = module.advance(phases, pair, state.optimizers, batches, falling)
+            except (ValueError, RuntimeError, ArithmeticError) as error:
+                watch.failed(state, error, batches)
+                raise
+            watch(state, values, batches)
+            state.step += count_now
+            total, count = values.sum(0) if total is None else total + values.sum(0), count + count_now
             spent += time.perf_counter() - began
-            bar.update()
+            bar.update(count_now)
             if state.step % every == 0 or state.step == steps:
+                watch.settle()
                 _record(state, history, spent, total / count)
                 total, count = None, 0
                 bar.set_postfix_str(" ".join(f"{value:.4g}" for value in history.values[-1]), refresh=False)
@@ -219,11 +229,11 @@ def fit(
                     stopped = True
             asked = interrupted()
             if keeper is not None and (asked or state.step % between == 0):
-                if total is not None:
-                    _finite(state, history, total / count)
+                watch.settle()
                 keeper.save(state, history, spent, total, count, stopped)
             if asked:
                 raise Interrupted(f"interrupted at step {state.step}")
+    watch.settle()
     if total is not None:
         _record(state, history, spent, total / count)
         for callback in callbacks:
@@ -233,18 +243,14 @@ def fit(
     return state, history
 
 
+def _until_next(step: int, most: int, *marks: int | None) -> int:
+    """Return how many steps, at most ``most``, reach the first of: step ``marks[0]``, the next multiple of another mark."""
+    last, *every = marks
+    ahead = [each - step % each for each in every if each]
+    return min(most, *ahead) if last is None else min(most, last - step, *ahead)
+
+
 def _record(state: State, history: History, spent: float, values: Tensor) -> None:
-    row = _finite(state, history, values)
     history.steps.append(state.step)
     history.seconds.append(spent)
-    history.values.append(row)
-
-
-def _finite(state: State, history: History, values: Tensor) -> list[float]:
-    row: list[float] = values.tolist()
-    for phase, value in zip(history.phases, row, strict=True):
-        if not -float("inf") < value < float("inf"):
-            raise TrainingError(
-                f"phase '{phase}' has value {value} at step {state.step}; try a smaller learning rate, or look for bad data"
-            )
-    return row
+    history.values.append(values.tolist())

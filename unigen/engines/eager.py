@@ -34,7 +34,9 @@ from unigen.phases import (
     name_of,
 )
 
-__all__ = ["draw", "objective", "step"]
+__all__ = ["CHUNK", "advance", "draw", "finite_parameters", "objective", "step"]
+
+CHUNK = 1  # the steps of a call of ``advance`` by ``fit``
 
 
 # -- expectations: what each draws -------------------------------------------------------------------------------------
@@ -211,11 +213,21 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
             if group in optimizers:  # a Bayesian model may have no parameters
                 optimizers[group].step()
     with torch.no_grad():
+        value = finite_parameters(value, moved)
         if phase.project is not None:
             phase.project(moved)
         for buffer, old in zip(kept, before, strict=True):
             buffer.copy_(old)
     return value
+
+
+def finite_parameters(value: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Return the value of a phase, or nan where a parameter that it has moved is not finite.
+
+    So one number tells whether value, gradient and parameters are finite, and nobody waits for a device a parameter.
+    """
+    sums = [parameter.detach().sum() for parameter in parameters]
+    return value + 0 * torch.stack(sums).sum() if sums else value
 
 
 @torch.no_grad()
@@ -246,10 +258,38 @@ def step(
         missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
         if missing and not phase.solve:
             raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
-    values = []
-    for phase in routine:
-        for repetition in range(phase.steps):
-            again = repetition > 0 and len(more) > 0
-            value = _climb(phase, pair, optimizers, more[(repetition - 1) % len(more)] if again else x)
+    values: list[Tensor] = []
+    for number, phase in enumerate(routine, 1):
+        try:
+            value = _climb(phase, pair, optimizers, x)
+            for repetition in range(1, phase.steps):
+                batch = more[(repetition - 1) % len(more)] if more else x
+                value = _climb(phase, pair, optimizers, batch) + 0 * value  # not finite once, not finite
+        except Exception as error:
+            first = next((n for n, value in enumerate(values, 1) if not value.isfinite()), number)
+            error.add_note(f"phase '{first} {tuple(routine)[first - 1]}'")
+            raise
         values.append(value)
     return values
+
+
+def advance(
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    batches: Sequence[Sequence[Any]],
+    rates: Sequence[Sequence[float]] | None = None,
+) -> Tensor:
+    """Take a step of the routine on each of ``batches`` and return the values of its phases, (steps, phases).
+
+    ``batches``: for each step the batch and the further ones of ``step``. ``rates``: for each step the learning rate of
+    each parameter group of each optimizer, in their order. A value is not finite where its phase, or a parameter that the
+    phase has moved, is not.
+    """
+    settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
+    rows = []
+    for index, (x, *more) in enumerate(batches):
+        for part, lr in zip(settings, rates[index] if rates else (), strict=False):
+            part["lr"] = lr
+        rows.append(torch.stack(step(routine, pair, optimizers, x, more)))
+    return torch.stack(rows)

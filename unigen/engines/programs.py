@@ -169,7 +169,18 @@ def _devices(data: Mapping[str, Any]) -> list[torch.device]:
 
 
 def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """Return every joint value of the guide's sites, by name, (M, ..., event), and M."""
+    """Return every joint value of the guide's sites, by name, (M, ..., event), and M: once for each shape of the data."""
+    known, like = programs.pair.supports, tuple((name, *_likeness(value)) for name, value in data.items())
+    if like not in known:
+        known[like] = _enumerate_sites(programs, data)
+    return known[like]
+
+
+def _likeness(value: Any) -> tuple[Any, ...]:
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (id(value),)
+
+
+def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
     nesting = programs.layout(data).nesting
     with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
         sites = programs.run("guide", data)

@@ -1,0 +1,190 @@
+"""The compiled engine: a phase, its gradient and its update as one graph, compiled by TorchInductor.
+
+``pure`` writes the phase of ``eager`` down with its gradient inside, ``rules`` adds the update of the optimizer, and the
+whole is compiled once for each shape of a batch. A step then costs what its kernels cost: no handlers, no tape, no guards.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.engines.checks import check_once
+from unigen.engines.eager import finite_parameters
+from unigen.engines.pure import capture, chains_of, gradient
+from unigen.engines.rules import Moments, moments_of, update
+from unigen.pair import Pair, PairError
+from unigen.phases import Phase, Routine
+
+__all__ = ["CHUNK", "advance", "step"]
+
+CHUNK = 20  # the steps of a call, between which nobody looks
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
+class _Tensors:
+    """The tensors that a phase reads and writes, in the order in which its graph takes them, but for the data."""
+
+    def __init__(self, phase: Phase, pair: Pair, optimizers: Optimizers) -> None:
+        groups = [group for group in phase.move if group in optimizers and not phase.solve]
+        parts = [(optimizers[group], part) for group in groups for part in optimizers[group].param_groups]
+        moments = [moments_of(optimizer, part) for optimizer, part in parts]
+        known = [each for each in moments if each is not None]
+        # one optimizer without a rule, and every optimizer of the phase takes its own step
+        self.moments: list[Moments] = known if len(known) == len(moments) else []
+        self.others = [] if len(known) == len(moments) else [optimizers[group] for group in groups]
+        self.settings = [part for _, part in parts] if self.moments else []
+        self.steps = [count for part in self.moments for count in part.steps]
+        self.state = [tensor.detach() for tensor in pair.group("theta", "phi", "psi")]
+        self.state += pair.group_buffers("theta", "phi", "psi")
+        for part in self.moments:
+            self.state += [*part.steps[:1], *(tensor for each in part.state.values() for tensor in each)]
+
+
+class _Phase:
+    """One phase for one shape of the data, compiled."""
+
+    def __init__(self, phase: Phase, pair: Pair, tensors: _Tensors, data: dict[str, Any]) -> None:
+        self.phase, self.pair = phase, pair
+        self.moments, self.separate = tensors.moments, bool(tensors.others)
+        self.own = pair.group(*phase.move)
+        self.names = [name for name, value in data.items() if isinstance(value, Tensor)]
+        self.fixed = {name: value for name, value in data.items() if not isinstance(value, Tensor)}
+        self.chains = chains_of(phase, pair, data)
+        device = next(
+            (tensor.device for tensor in (*tensors.state, *data.values()) if isinstance(tensor, Tensor)), None
+        )
+        self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
+        self.set_rates: list[float] = []
+        arguments = self._arguments(tensors, data)
+        self.function = _compile(capture(self._run, arguments, "compiled"), arguments)
+
+    def _arguments(self, tensors: _Tensors, data: Mapping[str, Any]) -> list[Tensor]:
+        chains = [self.pair.chains[key] for key in self.chains]
+        return [*tensors.state, *self.rates, *chains, *(data[name] for name in self.names)]
+
+    def _run(self, *arguments: Tensor) -> list[Tensor]:
+        """Return the value, and where the optimizers step by themselves the gradient; everything else is in place."""
+        following, pair = iter(arguments), self.pair
+        parameters = {id(own): next(following) for own in pair.group("theta", "phi", "psi")}
+        buffers = {id(own): next(following) for own in pair.group_buffers("theta", "phi", "psi")}
+        moments = []
+        for part in self.moments:
+            count = next(following) if part.steps else None
+            moments.append((count, {name: [next(following) for _ in each] for name, each in part.state.items()}))
+        rates = [next(following) for _ in self.rates]
+        chains = {key: next(following) for key in self.chains}
+        data = self.fixed | dict(zip(self.names, following, strict=True))
+
+        written = {key: buffer.clone() for key, buffer in buffers.items()}
+        new = {id(own): parameters[id(own)].clone() for own in self.own} if self.phase.solve else {}
+        after = dict(chains)
+        value, ascent = gradient(self.phase, pair, data, parameters | new, written, after)
+        found = {id(own): -slope for own, slope in zip(self.own, ascent, strict=False) if slope is not None}
+        with torch.no_grad():
+            for part, (count, state), lr in zip(self.moments, moments, rates, strict=True):
+                for index, own in enumerate(part.parameters):
+                    if id(own) not in found:
+                        continue
+                    now = {name: each[index] for name, each in state.items()}
+                    new[id(own)], later = update(part.rule, lr, count, parameters[id(own)], found[id(own)], now)
+                    for name, tensor in later.items():
+                        now[name].copy_(tensor)
+            if new:
+                value = finite_parameters(value, new.values())
+            if self.phase.project is not None and new:
+                self.phase.project(list(new.values()))
+            for own in self.own:
+                if id(own) in new:
+                    parameters[id(own)].copy_(new[id(own)])
+            for own in pair.group_buffers(*self.phase.move):
+                buffers[id(own)].copy_(written[id(own)])
+            for key, chain in chains.items():
+                chain.copy_(after[key])
+        return [value, *(found[id(own)] for own in self.own if id(own) in found)] if self.separate else [value]
+
+    @torch.no_grad()
+    def __call__(self, tensors: _Tensors, data: Mapping[str, Any]) -> Tensor:
+        wanted = [part["lr"] for part in tensors.settings]
+        if wanted != self.set_rates:
+            for rate, lr in zip(self.rates, wanted, strict=True):
+                rate.fill_(lr)
+            self.set_rates = wanted
+        if tensors.steps:
+            torch._foreach_add_(tensors.steps, 1)
+        value, *found = self.function(*self._arguments(tensors, data))
+        if self.separate:
+            for own, slope in zip(self.own, found, strict=True):
+                own.grad = slope
+            for optimizer in tensors.others:
+                optimizer.step()
+            value = finite_parameters(value, self.own)
+            if self.phase.project is not None:
+                self.phase.project(self.own)
+        return value
+
+
+def _compile(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[..., list[Tensor]]:
+    devices = {argument.device for argument in arguments if argument.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, about its host
+        return torch._inductor.compile(graph, arguments)  # type: ignore
+
+
+def _signature(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(
+        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
+        for name, value in data.items()
+    )
+
+
+def advance(
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: Optimizers,
+    batches: Sequence[Sequence[Any]],
+    rates: Sequence[Sequence[float]] | None = None,
+) -> Tensor:
+    """Take a step of the routine on each of ``batches`` and return the values, (steps, phases); see ``eager.advance``.
+
+    Raises ``Unsupported``, a ``PairError``, before the first step for a program that has no graph.
+    """
+    phases = tuple(routine)
+    check_once(phases, pair, batches[0][0])
+    for phase in phases:
+        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
+        if missing and not phase.solve:
+            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+    tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
+    bound = [[pair.bind(x) for x in batch] for batch in batches]
+    compiled = {}
+    for data in (each for batch in bound for each in batch):
+        for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
+            key = (phase, tuple(part.rule for part in own.moments), _signature(data))
+            if key not in pair.compiled:
+                pair.compiled[key] = _Phase(phase, pair, own, data)
+            compiled[number, id(data)] = pair.compiled[key]
+    settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
+    values = []
+    for index, batch in enumerate(bound):
+        for part, lr in zip(settings, rates[index] if rates else (), strict=False):
+            part["lr"] = lr
+        for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
+            value = compiled[number, id(batch[0])](own, batch[0])
+            for repetition in range(1, phase.steps):
+                data = batch[(repetition - 1) % (len(batch) - 1) + 1] if len(batch) > 1 else batch[0]
+                value = compiled[number, id(data)](own, data) + 0 * value  # not finite once, not finite
+            values.append(value)
+    return torch.stack(values).view(len(bound), len(phases))
+
+
+def step(
+    routine: Routine | Iterable[Phase], pair: Pair, optimizers: Optimizers, x: Any, more: Sequence[Any] = ()
+) -> list[Tensor]:
+    """Run the phases of a routine once and return one value a phase; see ``eager.step``."""
+    return list(advance(routine, pair, optimizers, [[x, *more]])[0])

@@ -1,0 +1,132 @@
+"""A phase as a pure function of tensors, and that function as a graph of ATen operations with its gradient inside.
+
+The phase is the one that ``eager`` executes: here it runs once on fake tensors, autograd included, and every operation is
+written down. So a graph holds the gradient explicitly, whatever the phase detaches or differentiates inside, and nothing
+has to differentiate it again. A program whose course depends on the values of tensors has no such graph and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Distribution
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from unigen.engines import eager
+from unigen.engines.programs import Programs
+from unigen.pair import Pair, PairError
+from unigen.phases import Chain, Phase
+
+__all__ = ["Unsupported", "capture", "chains_of", "gradient", "swapped", "unvalidated"]
+
+
+class Unsupported(PairError):
+    """A program that an engine cannot express; the sentence names what stands in the way and the engine to take."""
+
+
+@contextlib.contextmanager
+def swapped(module: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters and buffers, found by their ``id``, for a while."""
+    places: list[tuple[Any, str, Any]] = [
+        (holder, name, tensor)
+        for part in module.modules()
+        for holder in (part._parameters, part._buffers)
+        for name, tensor in holder.items()
+        if id(tensor) in replacements
+    ]
+    try:
+        for holder, name, tensor in places:
+            holder[name] = replacements[id(tensor)]
+        yield
+    finally:
+        for holder, name, tensor in places:
+            holder[name] = tensor
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """Leave out the checks of distributions, which ask for the values of tensors: ``check_once`` has made them."""
+    before = Distribution._validate_args
+    with pyro.validation_enabled(False):
+        Distribution.set_default_validate_args(False)
+        try:
+            yield
+        finally:
+            Distribution.set_default_validate_args(before)
+
+
+def chains_of(phase: Phase, pair: Pair, data: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the phase's persistent chains in ``pair.chains``; those that are not there start at the data."""
+    found: list[str] = []
+    waiting: list[Any] = [phase.under, phase.against]
+    while waiting:
+        expectation = waiting.pop()
+        if isinstance(expectation, Chain) and expectation.persistent and str(expectation) not in found:
+            found.append(str(expectation))
+            pair.chains.setdefault(str(expectation), data[pair.arguments[0]].detach().clone())
+        if hasattr(expectation, "base"):
+            waiting.append(expectation.base)
+    return found
+
+
+def gradient(
+    phase: Phase,
+    pair: Pair,
+    data: dict[str, Any],
+    parameters: Mapping[int, Tensor],
+    buffers: Mapping[int, Tensor],
+    chains: dict[str, Tensor],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the value of a phase and its gradient along ``pair.group(*phase.move)``, uphill, at the given tensors.
+
+    ``parameters``, ``buffers``: by the ``id`` of the pair's own. ``buffers`` are written in place, ``chains`` are replaced
+    by the chains after the phase. The gradient is None where a parameter has none. A closed-form phase (``solve``) has no
+    gradient and writes its parameters in place.
+    """
+    own = pair.group(*phase.move)
+    kept = pair.chains
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(unvalidated())
+        stack.enter_context(torch.enable_grad())
+        leaves = {key: tensor.detach().requires_grad_() for key, tensor in parameters.items()}
+        pair.chains = chains
+        stack.callback(setattr, pair, "chains", kept)
+        if phase.solve:
+            stack.enter_context(swapped(pair, {**parameters, **buffers}))
+            with torch.no_grad():
+                sample = eager.draw(phase.under, Programs(pair, phase.move), data)
+                value = (sample.weights * phase.maximize(sample)).sum(sample.weights_dim).mean()
+                pair.model.solve(sample)  # type: ignore[attr-defined]
+            return value, []
+        stack.enter_context(swapped(pair, {**leaves, **buffers}))
+        value, surrogate = eager.objective(phase, pair, data)
+        if not surrogate.requires_grad:
+            raise PairError(f"the phase '{phase}' does not depend on {', '.join(phase.move)}")
+        return value, list(torch.autograd.grad(surrogate, [leaves[id(p)] for p in own], allow_unused=True))
+
+
+def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) -> GraphModule:
+    """Write down what ``function`` does to tensors like ``arguments``, as a graph of ATen operations.
+
+    Raises ``Unsupported``, naming the ``engine``, for a program that reads the values of tensors or leaves torch.
+    """
+    devices = {argument.device for argument in arguments if argument.is_cuda}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=list(devices)):
+            fakes = [mode.from_tensor(argument, static_shapes=True) for argument in arguments]
+            return make_fx(function, tracing_mode="real")(*fakes)
+    except PairError:
+        raise
+    except Exception as error:  # whatever torch's tracer raises, which has no common class
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise Unsupported(
+            f"engine {engine!r} cannot express this program, because it reads the value of a tensor or leaves torch "
+            f"({reason}); use engine='eager'"
+        ) from error

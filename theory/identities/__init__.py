@@ -29,7 +29,7 @@ CHAPTERS = (
 )
 """The modules that hold identities, in the order of the site."""
 
-NOT_YET = {"G8": "synonyms are a glossary, a page without an equation: nothing to compute"}
+NOT_YET = {"G8": "synonyms are a glossary, in theory/pair.md: nothing to compute"}
 """Requirements of the theory that no identity covers, with the reason."""
 
 UNDECLARED = {

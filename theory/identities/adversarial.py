@@ -90,7 +90,7 @@ def value_of_the_game(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "at D*, grad_theta E_g log(1 - D*) = 2 grad_theta JS(p_data, p_g): minimax descends the Jensen-Shannon divergence",
-    GOODFELLOW + ", section 4; Arjovsky & Bottou 2017, section 2.1",
+    GOODFELLOW + "; Arjovsky & Bottou 2017",
     ("unigen.routines.gan_minimax",),
     ("F2", "F7", "A13"),
     "the non-saturating generator descends it",
@@ -126,7 +126,7 @@ def gan_steps_are_cross_entropies(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "grad_theta = (1 - D) grad l(G(z)) for the non-saturating loss, D grad l(G(z)) for minimax, l = log D - log(1 - D)",
-    GOODFELLOW + ", section 3; Arjovsky & Bottou 2017, theorem 2.4 and 2.6",
+    GOODFELLOW + "; Arjovsky & Bottou 2017",
     ("unigen.routines.gan", "unigen.routines.gan_minimax"),
     ("F3", "F7"),
     "the two losses exchanged",
@@ -145,7 +145,7 @@ def saturation(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "grad gan + grad gan_minimax = (1/2) grad E_g[log D - log(1 - D)], the generator's step on the log odds as a critic",
-    "from log s(l) + (-log s(-l)) = l; Goodfellow 2016, section 3.2",
+    "from log s(l) + (-log s(-l)) = l; Goodfellow 2016",
     ("unigen.routines.gan", "unigen.routines.gan_minimax", "unigen.routines.wgan"),
     ("F3",),
     "the difference of the two",
@@ -169,7 +169,7 @@ def _tables_of(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 @identity(
     "parallel lines at distance |t| > 0: KL = inf both ways, JS = log 2 whatever t, W1 = |t| with slope sign(t); all 0 at t = 0",
-    "Arjovsky, Chintala & Bottou 2017, example 1",
+    "Arjovsky, Chintala & Bottou 2017",
     ("unigen.divergences.wasserstein_1", "unigen.divergences.jensen_shannon_divergence"),
     ("A11", "A13"),
     "a Jensen-Shannon divergence that grows with the distance",

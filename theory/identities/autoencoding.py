@@ -55,7 +55,7 @@ def linear_bound(pair: Any, x: Tensor, half: float = 0.5) -> Tensor:
 
 @identity(
     "L = E_q log p(x|z) - KL(q || N(0, I)), KL = (1/2) sum(m^2 + s^2 - 1 - log s^2)",
-    "Kingma & Welling 2014, Eq. 10 and appendix B",
+    "Kingma & Welling 2014",
     ("unigen.routines.vae", "unigen.pairs.latent"),
     ("E4",),
     "the divergence from the prior without its 1/2",
@@ -97,7 +97,7 @@ def linear_vae_is_ppca(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "log p(x) - L_K = KL(q(z_1) ... q(z_K) || p*), p* the mixture of the posterior in one place and q in the others",
-    "Burda, Grosse & Salakhutdinov 2016, theorem 1; Domke & Sheldon 2018, theorem 1",
+    "Burda, Grosse & Salakhutdinov 2016; Domke & Sheldon 2018",
     ("unigen.objectives.iwae", "unigen.routines.iwae"),
     ("E5",),
     "the bound of two particles taken for that of three",

@@ -72,7 +72,7 @@ def _two_normals(t: Tensor) -> Pair:
 
 @identity(
     "|d/dt 2 JS(N(0,1), N(t,1))| <= (|t|/2) exp(-t^2/8), which is what minimax leaves the generator at the optimal D",
-    "Arjovsky & Bottou 2017, theorem 2.4; here by s(l) <= exp(l/2)/2 and the Bhattacharyya coefficient",
+    "Arjovsky & Bottou 2017; here by s(l) <= exp(l/2)/2 and the Bhattacharyya coefficient",
     ("unigen.routines.gan_minimax", "unigen.pairs.likelihoods.Implicit"),
     ("A13", "F7"),
     "a bound that falls as exp(-t^2)",
@@ -98,7 +98,7 @@ def optimal_discriminator_saturates(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "at the optimal odds l(x) = t^2/2 - t x a sample moves by -t as a critic's, whatever x, and by -t D(x) as minimax's",
-    "Arjovsky, Chintala & Bottou 2017, figure 2",
+    "Arjovsky, Chintala & Bottou 2017",
     ("unigen.routines.wgan", "unigen.routines.gan_minimax", "unigen.objectives.critic_gap"),
     ("F7", "A13", "F15"),
     "the critic's slope scaled by D too",
@@ -133,7 +133,7 @@ OPTIMAL_ODDS: dict[str, Any] = {  # v with g_f(v) = f'(u), by inverting each act
 
 @identity(
     "max_T E_data T - E_g f*(T) = D_f(p_data || p_g): the f-GAN's critic step at g_f(v) = f'(p/q), for every f",
-    "Nowozin, Cseke & Tomioka 2016, Eq. 6 and table 2",
+    "Nowozin, Cseke & Tomioka 2016",
     ("unigen.routines.f_gan", "unigen.objectives.FGan", "unigen.divergences.f_divergences"),
     ("F16", "A9"),
     "the divergence the other way round",
@@ -154,7 +154,7 @@ def f_gan_is_tight(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "E_data f - E_g f = W1 for the critic of slope sign(F_g - F_data): the WGAN's value, and its generator's gradient",
-    "Arjovsky, Chintala & Bottou 2017, Eq. 2 and theorem 3",
+    "Arjovsky, Chintala & Bottou 2017",
     ("unigen.routines.wgan", "unigen.objectives.critic_gap"),
     ("F13", "A8"),
     "a critic of slope two",
@@ -173,7 +173,7 @@ def wgan_value(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "E_p f - E_q f <= K W1 for a K-Lipschitz f, K <= product of the clipped layers' norms; equal for f(x) = K x and a shift",
-    "Arjovsky, Chintala & Bottou 2017, section 3; Villani 2009, remark 6.5",
+    "Arjovsky, Chintala & Bottou 2017; Villani 2009",
     ("unigen.phases.ClipWeights", "unigen.routines.wgan", "unigen.divergences.wasserstein_1"),
     ("F13",),
     "a critic of any slope read as W1",

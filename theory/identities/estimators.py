@@ -43,7 +43,7 @@ __all__ = [
 
 @identity(
     "grad_phi E_q f(z) = E_e[f'(z) grad z(e)] = E_q[f(z) grad log q(z)], by the path and by the score",
-    "Kingma & Welling 2014, section 2.4; Williams 1992; Paisley, Blei & Jordan 2012",
+    "Kingma & Welling 2014; Williams 1992; Paisley, Blei & Jordan 2012",
     ("unigen.phases.Pathwise", "unigen.phases.ScoreFunction", "unigen.routines.reinforce"),
     ("D8", "D9"),
     "the prior's pull on the guide counted twice",
@@ -102,7 +102,7 @@ def square(draw: Any) -> Tensor:
 
 @identity(
     "var by the score = m^4/s^2 + 14 m^2 + 15 s^2 >= (15/4) 4 s^2 = (15/4) var by the path, of d/dm E x^2, x ~ N(m, s^2)",
-    "Rezende, Mohamed & Wierstra 2014; Mohamed et al. 2020, section 3",
+    "Rezende, Mohamed & Wierstra 2014; Mohamed et al. 2020",
     ("unigen.phases.Pathwise", "unigen.phases.ScoreFunction"),
     ("D8", "I1"),
     "both estimators of one variance",

@@ -24,7 +24,7 @@ __all__ = [
     "triangular_jacobian",
 ]
 
-DINH = "Dinh, Krueger & Bengio 2015; Dinh, Sohl-Dickstein & Bengio 2017, Eq. 2"
+DINH = "Dinh, Krueger & Bengio 2015; Dinh, Sohl-Dickstein & Bengio 2017"
 
 
 def _flow(generator: Generator, kind: str, steps: int, dimension: int = 3) -> Any:
@@ -66,7 +66,7 @@ def change_of_variables(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "log |det d(f_K ... f_1)/dz| = sum_k log |det df_k/dz_(k-1)|, and f^-1(f(z)) = z",
-    DINH + "; Rezende & Mohamed 2015, Eq. 6",
+    DINH + "; Rezende & Mohamed 2015",
     ("unigen.pairs.flow",),
     ("H1", "H2"),
     "the last step left out",
@@ -92,7 +92,7 @@ def flows_compose(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "autoregressive: dz_i/dx_j = 0 for j > i exactly, so log |det| = sum_i log |dz_i/dx_i|",
-    "Kingma et al. 2016; Papamakarios, Pavlakou & Murray 2017, Eq. 5",
+    "Kingma et al. 2016; Papamakarios, Pavlakou & Murray 2017",
     ("unigen.pairs.flow",),
     ("H4",),
     "the trace for the determinant",

@@ -22,7 +22,7 @@ Sides = tuple[Tensor, Tensor]
 class Identity:
     """State left = right, with two routes to compute it.
 
-    name: how the command line and the tests call it. label: the equation's label on the site. statement: one line of
+    name: what the command line, the tests and the equation's label on the site call it. statement: one line of
     mathematics. source: paper and equation. objects: dotted names of what it is about in unigen. rows: the requirements
     that it covers. check: generator -> (left, right), for one random draw. wrong: the same with ``mistake`` planted in one
     side. tolerance: on the largest entry of |left - right|.
@@ -37,11 +37,6 @@ class Identity:
     check: Callable[[Generator], Sides] = field(compare=False, repr=False)
     wrong: Callable[[Generator], Sides] = field(compare=False, repr=False)
     tolerance: float = 1e-10
-
-    @property
-    def label(self) -> str:
-        """The label of its equation on the site."""
-        return f"eq-{self.name}"
 
 
 def identity(

@@ -72,7 +72,7 @@ def shares(weights: Tensor, values: Tensor, symbols: int = 3) -> Tensor:
 
 @identity(
     "q* = p exp(alpha f) / Z: KL(q || p) - alpha E_q f = KL(q || q*) - log Z for every q, so q* is the minimizer",
-    GANCHEV + ", proposition 2.1; " + HU_PR + ", Eq. 4",
+    GANCHEV + "; " + HU_PR,
     ("unigen.routines.posterior_regularization", "unigen.phases.Tilted"),
     ("I2",),
     "the constraint taken as a cost",
@@ -93,7 +93,7 @@ def e_step_of_posterior_regularization(generator: Generator, wrong: bool) -> Sid
 
 @identity(
     "M-step: sum_n w~_n grad log p(x_n, z_n) = E_q*[grad log p] = grad_theta log E_p_theta[exp(alpha f)] at the present theta",
-    HU_PR + ", Eq. 5; " + GANCHEV,
+    HU_PR + "; " + GANCHEV,
     ("unigen.routines.posterior_regularization",),
     ("I3",),
     "the gradient of E_p f, which is only its first order in alpha",
@@ -111,7 +111,7 @@ def m_step_of_posterior_regularization(generator: Generator, wrong: bool) -> Sid
 
 @identity(
     "max_psi E_data log q_psi(x), q_psi ~ p exp(alpha f_psi), has gradient alpha (E_data grad f_psi - E_q* grad f_psi)",
-    HU_PR + ", section 4.1 (inverse reinforcement learning)",
+    HU_PR + " (inverse reinforcement learning)",
     ("unigen.routines.posterior_regularization", "unigen.objectives.Network"),
     ("I4",),
     "the mean over the model instead of q*",
@@ -133,7 +133,7 @@ def constraint_learns_as_a_reward(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "implicit M-step: grad_theta alpha E_p_theta f = -grad_theta KL(p_theta || q*), for q* ~ p_theta0 exp(alpha f)",
-    HU_PR + ", Eq. 8",
+    HU_PR,
     ("unigen.routines.posterior_regularization", "unigen.objectives.OnGenerated"),
     ("I3", "I1"),
     "the other direction, KL(q* || p_theta)",
@@ -151,7 +151,7 @@ def implicit_m_step(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "implicit E-step: the weights leave the data out and are p_g exp(alpha f) / Z over generated rows",
-    HU_PR + ", Eq. 4",
+    HU_PR,
     ("unigen.routines.posterior_regularization", "unigen.objectives.OnlyGenerated"),
     ("I2",),
     "the data weighted too",
@@ -180,7 +180,7 @@ def cube(draw: Any) -> Tensor:
 
 @identity(
     "grad E_p[f]: by the path E_e[f'(x) grad x(e)], by the score E_p[f grad log p]; for x^3, 3 m^2 + 3 s^2 and 6 m s",
-    "Williams 1992; " + HU_PR + ", section 3",
+    "Williams 1992; " + HU_PR,
     ("unigen.phases.Pathwise", "unigen.phases.ScoreFunction", "unigen.phases.Sleep"),
     ("I1", "D8", "D9"),
     "the score without f",
@@ -202,7 +202,7 @@ def gradient_of_a_constraint(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "teacher: q*(y|x) ~ p(y|x) exp(-C lambda (1 - r)); KL(q || p) + C lambda (1 - E_q r) = KL(q || q*) - log Z for every q",
-    HU_RULES + ", Eq. 3 and 4",
+    HU_RULES,
     ("unigen.phases.Tilted", "unigen.phases.Enumerate"),
     ("I6", "I7"),
     "the rule's truth rewarded in linear, not in log, space",
@@ -227,7 +227,7 @@ def rule_teacher(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "student: grad [(1 - pi) l(y, s) + pi l(t, s)] = grad l((1 - pi) y + pi t, s): imitation mixes targets, not models",
-    HU_RULES + ", Eq. 2",
+    HU_RULES,
     ("unigen.objectives.log_q", "unigen.phases.Tilted"),
     ("I6",),
     "the mixture of the two losses' targets in log space",
@@ -261,7 +261,7 @@ def strong_and(a: Tensor, b: Tensor) -> Tensor:
 
 @identity(
     "a & b = max(a + b - 1, 0), a | b = min(a + b, 1), !a = 1 - a: Boolean on {0, 1}, De Morgan, a -> b = max{c: a & c <= b}",
-    "Lukasiewicz logic; Bach et al. 2017 (PSL), section 2; " + HU_RULES + ", section 3.2",
+    "Lukasiewicz logic; Bach et al. 2017 (PSL); " + HU_RULES,
     (),
     ("I7",),
     "the product for the conjunction",
@@ -283,7 +283,7 @@ def soft_logic(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "pi_t = min(pi_0, 1 - alpha^t): s_t = 1 - alpha^t obeys s_(t+1) = 1 - alpha (1 - s_t) from 0, and pi_0 bounds it above",
-    HU_RULES + ", section 4.1; the lecture calls pi_0 a lower bound",
+    HU_RULES + "; the lecture calls pi_0 a lower bound",
     (),
     ("I8",),
     "max, pi_0 as a lower bound",

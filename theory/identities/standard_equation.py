@@ -43,7 +43,7 @@ def _equation(q: Tensor, p: Tensor, f: Tensor, alpha: Tensor | float, beta: Tens
 
 @identity(
     "q* ~ exp((beta log p + f) / alpha): SE(q) - SE(q*) = alpha KL(q || q*) for every q",
-    XING + ", Eq. 3.2",
+    XING,
     ("unigen.routines.standard_equation", "unigen.divergences.entropy"),
     ("G7", "I2"),
     "alpha and beta exchanged",
@@ -63,7 +63,7 @@ def standard_equation_teacher(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "f = log p_data, alpha = 1, beta -> 0: q* = p_data and the theta-step is maximum likelihood, -grad KL(p_data || p_theta)",
-    XING + ", section 4.1",
+    XING,
     ("unigen.routines.standard_equation", "unigen.routines.maximum_likelihood"),
     ("G7",),
     "KL(p_theta || p_data)",
@@ -82,7 +82,7 @@ def standard_equation_likelihood(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "f = log p(x|z), alpha = beta = 1, D the cross-entropy to p(z): the standard equation is -L(q), the negative bound",
-    XING + ", section 4.1.4",
+    XING,
     ("unigen.routines.standard_equation", "unigen.routines.variational_em"),
     ("G7", "A12"),
     "beta = 2, the prior counted twice",
@@ -98,7 +98,7 @@ def standard_equation_is_the_bound(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "alpha = 0, beta = 1, a learned critic: max_f min_q D(q, p) - E_q f + E_data f = JS (gan), D_f (f_gan), W1 (wgan)",
-    XING + ", section 4.3",
+    XING,
     ("unigen.routines.standard_equation", "unigen.routines.gan", "unigen.routines.f_gan", "unigen.routines.wgan"),
     ("G7", "F2", "F16"),
     "the divergences of p_theta from the data exchanged",
@@ -127,7 +127,7 @@ def standard_equation_adversaries(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "min_q KL(q || p) - E_q f = -log E_p exp(f), and max_f E_data f - log E_p exp(f) = KL(p_data || p) at f = log p_data/p",
-    "Donsker & Varadhan 1975; " + XING + ", section 4.3",
+    "Donsker & Varadhan 1975; " + XING,
     ("unigen.routines.standard_equation", "unigen.divergences.kullback_leibler_divergence"),
     ("G7", "A9"),
     "E_p exp(f) - 1 for its logarithm, a looser bound off the optimum",

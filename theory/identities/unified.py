@@ -110,7 +110,7 @@ def lemma_1(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "at the optimal D, grad_theta -E log q^r = grad_theta [(1/2) KL(p_g || p_data) - JS(p_g, p_data)]",
-    HU + ", Eq. 8; Arjovsky & Bottou 2017, theorem 2.5",
+    HU + ", Eq. 8; Arjovsky & Bottou 2017",
     ("unigen.routines.gan",),
     ("G2", "G3"),
     "the divergence from the data to the generator, which would cover modes",
@@ -154,7 +154,7 @@ def eq_10_infogan(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "KL(p_g || p) = -log(1 - m) when p_g drops a mode of mass m and is right elsewhere, KL(p || p_g) = inf; the slope is zero",
-    HU + ", section 3.2",
+    HU,
     ("unigen.divergences.kullback_leibler_divergence",),
     ("G3", "E6"),
     "m, the mass itself",

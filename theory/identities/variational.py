@@ -46,7 +46,7 @@ NEAL = "Neal & Hinton 1998"
 
 @identity(
     "log p(x) = L(q) + KL(q(z|x) || p(z|x))",
-    "Jordan et al. 1999; Kingma & Welling 2014, Eq. 1",
+    "Jordan et al. 1999; Kingma & Welling 2014",
     ("unigen.objectives.elbo", "unigen.routines.vae"),
     ("A12",),
     "the divergence from the posterior to q",
@@ -78,7 +78,7 @@ def free_energy(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "E-step: the weights w ~ p(x, z) over every z are the posterior p(z|x), so KL(q* || p(z|x)) = 0 and L(q*) = log p(x)",
-    "Dempster, Laird & Rubin 1977; " + NEAL + ", lemma 1",
+    "Dempster, Laird & Rubin 1977; " + NEAL,
     ("unigen.routines.em", "unigen.phases.Tilted", "unigen.phases.Enumerate"),
     ("D1",),
     "weights by the likelihood p(x|z) alone",
@@ -102,7 +102,7 @@ def _mixture_log_joint(pair: Any, x: Tensor) -> Tensor:
 
 @identity(
     "log p_new(x) - log p_old(x) = [Q(new) - Q(old)] + KL(p_old(z|x) || p_new(z|x)): EM never descends",
-    "Dempster, Laird & Rubin 1977, theorem 1; " + NEAL,
+    "Dempster, Laird & Rubin 1977; " + NEAL,
     ("unigen.routines.em", "unigen.pairs.mixture"),
     ("D1", "D2", "D3"),
     "the gain of Q taken for the whole gain",
@@ -144,7 +144,7 @@ def fishers_identity(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "At q = p(z|x): grad_phi L = 0 and grad_theta L = grad_theta log p(x): both half-steps rest where the joint one does",
-    NEAL + ", theorem 2",
+    NEAL,
     ("unigen.routines.variational_em", "unigen.routines.vae"),
     ("D2",),
     "the guide at the prior instead",
@@ -190,7 +190,7 @@ class _Symptom(PyroModule):
 
 @identity(
     "cov(z1, z2 | x1 or x2) = -a b (1-a)(1-b) / (a + b - a b)^2 < 0, and the nearest factorial guide misses KL = I(z1; z2 | x)",
-    "Pearl 1988; Hinton, Osindero & Teh 2006, figure 2",
+    "Pearl 1988; Hinton, Osindero & Teh 2006",
     ("unigen.phases.Tilted", "unigen.routines.em"),
     ("C8",),
     "causes independent a priori stay so a posteriori",

@@ -152,7 +152,7 @@ def sleep_and_the_bound_rest_apart(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "VAE = wake, extended to phi: one theta-gradient, and a phi-gradient that wake does not have",
-    HU + ", table 1 and section 3.3",
+    HU + ", table 1",
     ("unigen.routines.vae", "unigen.routines.wake_sleep"),
     ("G5",),
     "the VAE's phi-gradient is sleep's",

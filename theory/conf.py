@@ -1,0 +1,57 @@
+"""The site: chapters with labelled equations, executed by the current code, linked to it and to its tests.
+
+Build: ``sphinx-build -W -n -b html theory theory/_build/html``; it needs no network, and neither do its pages.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ["PYTHONWARNINGS"] = (
+    "ignore:IProgress not found"  # tqdm's wish for widgets; any other warning fails the build
+)
+
+project = "unigen"
+author = "the unigen authors"
+copyright = "the unigen authors"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinxcontrib.bibtex",
+    "extension.mathml",
+    "extension.docstrings",
+    "extension.checks",
+]
+exclude_patterns = ["_build", "identities", "extension"]
+
+html_theme = "furo"
+html_title = "unigen"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sphinx = False
+numfig = True
+math_numfig = True
+
+myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove-warn"
+
+bibtex_bibfiles = ["refs.bib"]
+bibtex_reference_style = "author_year"
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": False, "no-value": True}
+nitpick_ignore_regex = [  # the types in signatures are no links that these pages promise, and no inventory is fetched
+    ("py:class", ".*"),
+    ("py:.*", r"(?!unigen\.).*"),
+]

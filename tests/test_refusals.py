@@ -191,6 +191,38 @@ def player(linear: Any, x: Tensor) -> None:
         pyro.sample("y", dist.Bernoulli(logits=linear(x)[:, 0]))
 
 
+class WithSpare(Program):
+    """A program with a layer ``spare`` that its body uses as ``use`` says: not at all, detached, or one time in two."""
+
+    def __init__(self, body: Callable[[nn.Module, Tensor], None], outputs: int, inputs: int, use: str = "never"):
+        super().__init__(body, outputs, inputs)
+        self.spare, self.use = nn.Linear(inputs, outputs, bias=False), use
+
+    def forward(self, x: Tensor) -> None:
+        def both(value: Tensor) -> Tensor:
+            made = self.spare(value)
+            if self.use == "never" or (self.use == "sometimes" and float(torch.rand(())) < 0.5):
+                return self.linear(value)
+            return self.linear(value) + (made.detach() if self.use == "detached" else made)
+
+        both.bias = self.linear.bias  # type: ignore[attr-defined]
+        self.body(both, x)  # type: ignore[arg-type]
+
+
+def spare_model(use: str = "never", guide: Any = None) -> Pair:
+    return Pair(WithSpare(good_model, DIMENSION, 2, use), guide or Program(good_guide, 2))
+
+
+def spare_guide(use: str = "never") -> Pair:
+    return Pair(Program(good_model, inputs=2), WithSpare(good_guide, 2, DIMENSION, use))
+
+
+def spare_critic() -> Pair:
+    critic = Baseline(DIMENSION)
+    critic.spare = nn.Linear(3, 3)
+    return latent(shared(), psi={"critic": critic})
+
+
 def one_datum() -> Pair:
     """A pair without batch plate: z () and x (D,)."""
 
@@ -354,6 +386,21 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         ),
         ("phi", "closed form"),
     ),
+    # -- parameters that nothing moves --
+    "unused in the model": (
+        lambda: (routines.vae, spare_model(), rows()),
+        ("'spare.weight'", "theta", "no gradient", "requires_grad_(False)"),
+    ),
+    "detached in the model": (
+        lambda: (routines.wake_sleep, spare_model("detached"), rows()),
+        ("'spare.weight'", "theta"),
+    ),
+    "unused in the guide": (lambda: (routines.vae, spare_guide(), rows()), ("'spare.weight'", "phi", "guide")),
+    "unused in both of two phases": (
+        lambda: (routines.reweighted_wake_sleep(2), spare_guide("detached"), rows()),
+        ("'spare.weight'", "phi", "in any phase"),
+    ),
+    "unused in a network of psi": (lambda: (routines.aavae, spare_critic(), rows()), ("'critic.spare.weight'", "psi")),
     # -- sites of the two programs --
     "guide site extra": (
         lambda: (routines.vae, pair_of(guide=guide_with_extra), rows()),
@@ -469,7 +516,6 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     "too few data, asleep": (lambda: (routines.contrastive_divergence, with_keywords(), rows()), ("label",)),
     "rows of another size": (lambda: (routines.vae, latent(shared()), rows()[:, :5]), ("(4, 5)", "(..., 6)")),
     "a list": (lambda: (routines.vae, latent(shared()), rows().tolist()), ("list", "tensor")),
-    "an empty batch": (lambda: (routines.vae, latent(shared()), rows()[:0]), ("empty",)),
     # -- what is no routine --
     "a name": (lambda: ("vae", latent(shared()), rows()), ("'vae'", "routine")),
     "one phase": (lambda: (routines.vae[0], latent(shared()), rows()), ("tuple",)),
@@ -513,6 +559,27 @@ def test_the_table_is_long_enough_and_its_programs_are_right_where_they_should_b
     check(routines.vae, one_datum(), x[0])
     check(routines.gan, pair_of(bits_of_a_game, player), x)
     check(routines.vae, with_keywords(), (x, x))
+
+
+def test_parameters_without_gradient_that_are_as_they_should_be():
+    """A frozen one, one of a group that does not move, one that some draws use, a whole network that is not read."""
+    x = rows()
+    pair = spare_model()
+    pair.model.spare.requires_grad_(False)  # type: ignore[union-attr, operator]
+    before = fingerprint(pair.model.spare)  # type: ignore[union-attr, arg-type]
+    eager.step(routines.vae, pair, optimizers_of(pair), x)
+    assert fingerprint(pair.model.spare) == before  # type: ignore[union-attr, arg-type]
+    check((routines.wake_sleep[1],), spare_model(), x)  # theta does not move
+    check(routines.aavae, latent(shared(), psi={"critic": Baseline(DIMENSION), "other": Baseline(DIMENSION)}), x)
+    check(routines.vae, spare_model("sometimes"), x)  # refused once in 2^31 checks
+
+
+def test_the_likelihood_of_a_game_keeps_its_scale_and_leaves_the_one_it_was_given_free():
+    likelihood = Likelihood("normal")
+    pair = adversarial(shared(), likelihood)
+    check(routines.gan, pair, rows())
+    assert likelihood.log_scale.requires_grad and "model.likelihood.log_scale" in pair.state_dict()
+    check(routines.vae, latent(shared(), likelihood), rows())
 
 
 def test_the_reason_of_a_refused_pairing_names_the_phase():

@@ -7,6 +7,7 @@ batch of data first (y = 1), then as many generated rows (y = 0): objectives rel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import pyro
@@ -55,8 +56,10 @@ def adversarial(
 ) -> Pair:
     """Return the GAN over a network set: the generator of ``latent``, and its inference trunk with a head for y.
 
-    ``likelihood`` only maps the generator's raw output to data space (its mean). log p(x) is not to be had.
+    ``likelihood`` only maps the generator's raw output to data space (its mean): of one that is given, the pair takes a
+    copy, whose scale is frozen. log p(x) is not to be had.
     """
-    likelihood = Likelihood(likelihood) if isinstance(likelihood, str) else likelihood
+    likelihood = Likelihood(likelihood) if isinstance(likelihood, str) else copy.deepcopy(likelihood)
+    likelihood.requires_grad_(False)
     model = AdversarialModel(networks.generator, networks.latent, likelihood)
     return Pair(model, Discriminator(networks.trunk, networks.head(1)), psi, likelihood="none")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs
+from unigen.evaluate.modes import evaluating
 from unigen.kernels import Gibbs
 from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine
@@ -40,7 +41,7 @@ def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
     untouched.
     """
     start = like.new_zeros((n, *like.shape[1:]))
-    with isolated(seed, like.device):
+    with isolated(seed, like.device), evaluating(pair):
         if isinstance(pair.model, BoltzmannMachine):
             data: dict[str, Any] = {"x": torch.bernoulli(start + 0.5)}
             for _ in range(GIBBS_SWEEPS):
@@ -58,7 +59,7 @@ def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
 @torch.no_grad()
 def reconstruct(pair: Pair, x: Tensor, seed: int = 0) -> Tensor | None:
     """Return E[x|z] for z ~ q(z|x), (N, D), or None for a pair that infers no latent of x."""
-    with isolated(seed, x.device):
+    with isolated(seed, x.device), evaluating(pair):
         sample_of_z = draw(Wake(), Programs(pair), pair.bind(x))
         latents = [name for name in sample_of_z.sites("guide") if name != "y"]
         if not latents:

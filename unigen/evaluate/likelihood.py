@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs
+from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine
@@ -49,7 +50,7 @@ def log_likelihood(pair: Pair, x: Tensor, particles: int = 500, seed: int = 0) -
     if pair.likelihood == "none":
         why = "unnormalized: none" if isinstance(pair.model, BoltzmannMachine) else "implicit: none"
         return LogLikelihood(None, None, "none", why, len(x))
-    with isolated(seed, x.device):
+    with isolated(seed, x.device), evaluating(pair):
         if isinstance(pair.model, BoltzmannMachine):
             distribution = pair.model.distribution
             values = distribution.log_prob(x) - distribution.log_partition()

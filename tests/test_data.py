@@ -3,11 +3,12 @@
 import gzip
 import hashlib
 import http.client
+import http.server
 import math
 import os
 import re
 import secrets
-import shutil
+import threading
 import urllib.error
 from pathlib import Path
 
@@ -449,7 +450,7 @@ def test_a_damaged_packed_file_is_refused_before_it_is_parsed(tmp_path):
     "failure",
     [
         urllib.error.URLError("no route"),
-        RuntimeError("Error.\nNext line."),
+        OSError("Error.\nNext line."),
         TimeoutError(),
         http.client.IncompleteRead(b""),
     ],
@@ -457,28 +458,92 @@ def test_a_damaged_packed_file_is_refused_before_it_is_parsed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "title"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("binarized_mnist", "MNIST")]
 )
-def test_offline(small, monkeypatch, failure, name, title):
-    torchvision = pytest.importorskip("torchvision")
-
-    def fail(root, download):
+def test_offline(small, monkeypatch, tmp_path, failure, name, title):
+    def fail(address):
         raise failure
 
-    monkeypatch.setattr(torchvision.datasets, title, fail)
+    monkeypatch.setattr(datafiles, "_fetch", fail)
     with pytest.raises(DataError) as error:
         load(name)
     message = one_sentence(error)
     assert all(word in message for word in (title, "UNIGEN_DATA", "--data-root", "'digits'"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server on this machine in place of the mirrors; it answers with what ``answers`` holds by name, else with 404."""
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, headers, body = answers.get(self.path[1:], (404, {}, b"<html>Not Found</html>"))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"http://127.0.0.1:{listening.server_address[1]}/"
+        monkeypatch.setattr(datafiles, "_MIRRORS", {name: (address,) for name in ("mnist", "fashion_mnist")})
+        monkeypatch.setattr(datafiles, "_SECONDS", 5.0)
+        yield answers
+        listening.shutdown()
+        thread.join()
+
+
+def test_what_a_server_sends_is_kept_only_with_the_right_sum(small, server, tmp_path):
+    secret, cache = tmp_path / "secret", tmp_path / "cache"
+    secret.write_text("x")
+    for file in (small / "mnist").iterdir():
+        server[file.name] = (200, {}, file.read_bytes())
+    good = dict(server)
+    image = "train-images-idx3-ubyte.gz"
+    whole = good[image][2]
+    bad = {
+        "missing": (404, {}, b""),
+        "an error page": (200, {"Content-Type": "text/html"}, b"<html>maintenance</html>"),
+        "one bit": (200, {}, whole[:-1] + bytes([whole[-1] ^ 1])),
+        "truncated": (200, {"Content-Length": str(len(whole))}, whole[:100]),
+        "empty": (200, {}, b""),
+        "longer": (200, {}, whole + b"x"),
+        "beyond the bound": (200, {}, bytes(2**20)),
+        "another file": good["t10k-images-idx3-ubyte.gz"],
+        "a redirection to a file": (302, {"Location": f"file://{secret}"}, b""),
+        "a redirection to itself": (302, {"Location": image}, b""),
+        "no status": (999, {}, b""),
+        "a server's error": (500, {}, b""),
+    }
+    for name, answer in bad.items():
+        server[image] = answer
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "beyond the bound":
+                patch.setattr(datafiles, "_MOST_BYTES", 2**18)
+            with pytest.raises(DataError) as error:
+                load("mnist", validation=5)
+        assert image in one_sentence(error) and "could not be downloaded" in str(error.value), name
+        assert not list(cache.rglob(image + "*")), name
+    server[image] = good[image]
+    assert load("mnist", validation=5).fingerprint == load("mnist", small, validation=5).fingerprint
+    server.clear()
+    load("mnist", validation=5)  # from the cache
 
 
 def fake_download(monkeypatch, source):
-    """Replace the download of MNIST by a copy, and return the list of the roots that were asked for."""
-    torchvision, calls = pytest.importorskip("torchvision"), []
+    """Answer downloads of MNIST from a folder, and return the list of the addresses that were asked for."""
+    calls = []
 
-    def copy(root, download):
-        calls.append(root)
-        shutil.copytree(source, Path(root) / "MNIST" / "raw", dirs_exist_ok=True)
+    def copy(address):
+        calls.append(address)
+        return (Path(source) / address.rsplit("/", 1)[1]).read_bytes()
 
-    monkeypatch.setattr(torchvision.datasets, "MNIST", copy)
+    monkeypatch.setattr(datafiles, "_fetch", copy)
     return calls
 
 
@@ -486,7 +551,7 @@ def test_downloads_go_to_the_cache_once_and_are_verified(small, monkeypatch, tmp
     calls = fake_download(monkeypatch, small / "mnist")
     data = load("mnist", validation=5)
     assert data.fingerprint == load("mnist", small, validation=5).fingerprint == load("mnist", validation=5).fingerprint
-    assert calls == [str(tmp_path / "cache" / "unigen")]
+    assert len(calls) == len(set(calls)) == 4 and all(call.startswith("https://") for call in calls)
     path = tmp_path / "cache" / "unigen" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     damage_flip(path)
     with pytest.raises(DataError) as error:

@@ -122,16 +122,15 @@ def load(
     * mnist, fashion_mnist: 60,000 / 10,000 images 28x28 in 256 levels, the last 10,000 training images held out for
       validation.
     * binarized_mnist: 50,000 / 10,000 / 10,000 binary images, fixed and without labels, from a packed file under
-      `root`. With neither `root` nor UNIGEN_DATA they are a Bernoulli(grey) draw of our own of torchvision's MNIST with
-      a fixed seed, so figures are comparable with those on any other static binarization only up to that draw;
+      `root`. With neither `root` nor UNIGEN_DATA they are a Bernoulli(grey) draw of our own of MNIST with a fixed
+      seed, so figures are comparable with those on any other static binarization only up to that draw;
       `citation` tells which.
     * ring, grid, moons, checkerboard, pinwheel: `size` / 10,000 / 10,000 draws of a density of `unigen.densities`.
 
     Arguments:
         name: the name.
         root: the folder that holds mnist/, fashion_mnist/ and binarized_mnist/; by default the environment variable
-            UNIGEN_DATA, and where that is not set, files are downloaded by torchvision into XDG_CACHE_HOME/unigen
-            (~/.cache/unigen).
+            UNIGEN_DATA, and where that is not set, files are downloaded into XDG_CACHE_HOME/unigen (~/.cache/unigen).
         binarization: "none", "static" or "dynamic"; by default dynamic for grey images that are not dequantized, else
             none.
         dequantize: whether to spread each grey level over its bin, (k + u) / levels.

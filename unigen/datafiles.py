@@ -1,6 +1,7 @@
 """The files of the image datasets: where they lie, their sha256 sums, and how their bytes become arrays of grey levels.
 
-A file is read once, and nothing of it is used before the sum of what was read agrees with the pinned one.
+A file is read once, and nothing of it is used before the sum of what was read agrees with the pinned one. No archive is
+ever unpacked onto the disk: gzip and npz contents are decompressed in memory, up to a bound.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import hashlib
 import http.client
 import io
 import os
+import urllib.request
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from unigen.datachecks import DataError, integer
+from unigen.durable import write_whole
 
 __all__ = ["Source", "read"]
 
-# The sums of the official files (whose md5 sums torchvision lists) and of the packed binarized MNIST.
+# The sums of the official files (whose md5 sums torchvision lists, too) and of the packed binarized MNIST.
 _SHA256 = {
     "mnist/train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "mnist/train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -31,7 +36,15 @@ _SHA256 = {
     "fashion_mnist/t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     "binarized_mnist/binarized_mnist_packed.npz": "50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5",
 }
-_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+_TITLES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+_MIRRORS = {
+    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
+    "fashion_mnist": (
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+}
+_MOST_BYTES, _SECONDS = 2**26, 60.0  # of one file, before and after decompression; of one answer of a server
 _CITATIONS = {
     "digits": "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, as bundled with scikit-learn",
     "mnist": "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition",
@@ -74,10 +87,11 @@ def read(name: str, root: str | os.PathLike[str] | None = None, validation: int 
     if name == "binarized_mnist":
         return _draw_binarized(read("mnist")) if folder is None else _read_packed(folder, remedy)
     if folder is None:
-        folder = _cache() / _TORCHVISION[name] / "raw"
+        folder = _cache() / _TITLES[name] / "raw"
         remedy = f"delete the folder {folder} and load {name} again"
-        if not all((folder / file.split("/")[1]).is_file() for file in _SHA256 if file.startswith(name + "/")):
-            _download(name)
+        for file in (file.split("/")[1] for file in _SHA256 if file.startswith(name + "/")):
+            if not (folder / file).is_file():
+                _download(folder, name, file)
     # The official files have a header of 16 bytes before images, 8 before labels.
     images = [_idx(folder, name, f"{part}-images-idx3-ubyte.gz", 16, remedy) for part in ("train", "t10k")]
     labels = [_idx(folder, name, f"{part}-labels-idx1-ubyte.gz", 8, remedy) for part in ("train", "t10k")]
@@ -125,21 +139,44 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unigen"
 
 
-def _download(name: str) -> None:
-    """Let torchvision fetch the files of a dataset into the cache."""
-    try:
-        import torchvision  # slow to import, and needed only here
-
-        getattr(torchvision.datasets, _TORCHVISION[name])(str(_cache()), download=True)
-    except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
+def _download(folder: Path, name: str, file: str) -> None:
+    """Fetch one file of a dataset into a folder; it is written only if its sha256 sum is the pinned one."""
+    reasons = []
+    for mirror in _MIRRORS[name]:
+        try:
+            content = _fetch(mirror + file)
+        except (OSError, http.client.HTTPException) as error:
+            reasons.append(f"{mirror}: {type(error).__name__}")
+            continue
+        if hashlib.sha256(content).hexdigest() == _SHA256[f"{name}/{file}"]:
+            break
+        reasons.append(f"{mirror} sent {len(content)} bytes of another sha256 sum")
+    else:
         remedy = f"let --data-root or UNIGEN_DATA name a folder that holds {name}/, or use the dataset 'digits'"
-        raise DataError(f"{_TORCHVISION[name]} could not be downloaded ({type(error).__name__}): {remedy}.") from error
+        raise DataError(f"{file} of {_TITLES[name]} could not be downloaded ({'; '.join(reasons)}): {remedy}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / file, content)
+    except OSError as error:
+        raise DataError(
+            f"{folder / file} cannot be written ({error.strerror}): let XDG_CACHE_HOME be a folder of yours."
+        ) from error
+
+
+def _fetch(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
+        content: bytes = answer.read(_MOST_BYTES + 1)
+    return content  # one byte too many has another sum
 
 
 def _verified(folder: Path, name: str, file: str, remedy: str) -> bytes:
     """Return the bytes of a file whose sha256 sum is the pinned one."""
     path, expected = folder / file, _SHA256[f"{name}/{file}"]
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no file, expected one of sha256 {expected}: {remedy}.")
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise DataError(f"{path} has {size} bytes, expected at most {_MOST_BYTES}, of sha256 {expected}: {remedy}.")
         content = path.read_bytes()
     except OSError as error:
         got = f"cannot be read ({error.strerror or type(error).__name__}), expected a file of sha256 {expected}"
@@ -151,15 +188,33 @@ def _verified(folder: Path, name: str, file: str, remedy: str) -> bytes:
 
 
 def _idx(folder: Path, name: str, file: str, header: int, remedy: str) -> np.ndarray:
-    content = gzip.decompress(_verified(folder, name, file, remedy))
+    packed = _verified(folder, name, file, remedy)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as unpacked:
+            content = unpacked.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{folder / file} is no gzip file ({error}): {remedy}.") from error
+    entry = 28 * 28 if "images" in file else 1
+    if not header < len(content) <= _MOST_BYTES or (len(content) - header) % entry:
+        raise DataError(
+            f"{folder / file} holds {len(content)} bytes, expected {header} and a multiple of {entry}: {remedy}."
+        )
     return np.frombuffer(content, np.uint8, offset=header).copy()  # a copy can be written to, as torch wants it
 
 
 def _read_packed(folder: Path, remedy: str) -> Source:
-    content = io.BytesIO(_verified(folder, "binarized_mnist", "binarized_mnist_packed.npz", remedy))
-    with np.load(content, allow_pickle=False) as packed:
+    file = "binarized_mnist_packed.npz"
+    content = io.BytesIO(_verified(folder, "binarized_mnist", file, remedy))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist())) > _MOST_BYTES:
+                raise ValueError(f"{size} bytes")
+        with np.load(content, allow_pickle=False) as packed:
+            bits = [packed[split] for split in ("train", "valid", "test")]
         # numpy unpacks along an axis into an array of the other memory order, from which gathering rows is slow.
-        rows = tuple(np.ascontiguousarray(np.unpackbits(packed[split], axis=1)) for split in ("train", "valid", "test"))
+        rows = tuple(np.ascontiguousarray(np.unpackbits(split, axis=1)) for split in bits)
+    except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{folder / file} is not the packed file ({type(error).__name__}): {remedy}.") from error
     return Source(rows, (None, None, None), f"{_BINARIZED}; the packed file, its rows shuffled")
 
 
@@ -168,5 +223,5 @@ def _draw_binarized(mnist: Source) -> Source:
     stream = np.random.RandomState(0)
     # Bytes 0 .. 254 below a grey level g have probability g / 255, exactly.
     rows = tuple((stream.randint(255, size=x.shape, dtype=np.uint8) < x).view(np.uint8) for x in mnist.rows)
-    citation = f"{_BINARIZED}; a draw of our own from torchvision's MNIST, seed 0"
+    citation = f"{_BINARIZED}; a draw of our own from MNIST, seed 0"
     return Source(rows, (None, None, None), citation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,7 +32,11 @@ exclude_patterns = ["_build", "identities", "extension"]
 
 html_theme = "furo"
 html_title = "unigen"
-html_static_path = ["_static"]
+font = find_spec(
+    "ziamath"
+)  # brings STIX Two Math, whose table of sizes lets brackets grow where a system has no such font
+fonts = [str(Path(font.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf")] if font and font.origin else []
+html_static_path = ["_static", *fonts]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -92,11 +92,8 @@ def page() -> str:
 def _data(found: re.Match[str]) -> str:
     """Return the entries of a module's public objects that are neither classes nor functions, which autodoc passes over."""
     module = import_module(found[1])
-    names = [
-        n
-        for n in module.__all__
-        if not inspect.isroutine(getattr(module, n)) and not inspect.isclass(getattr(module, n))
-    ]
+    public = {name: one for name, one in vars(module).items() if name in module.__all__}  # in the order of the file
+    names = [name for name, one in public.items() if not inspect.isroutine(one) and not inspect.isclass(one)]
     entries = [f".. autodata:: {found[1]}.{name}\n   :no-value:\n" for name in names]
     return "\n".join(["```{eval-rst}", *entries, "```"])
 

@@ -54,6 +54,9 @@ def _mend(parent: Any, display: bool) -> None:
     if display and base is not None and _name(parent) in UNDER and base.text in LIMITS:
         parent.tag = f"{{{SPACE}}}{UNDER[_name(parent)]}"
     for child in list(parent):
+        if child.text == "~" and _name(child) == "mi":  # a relation, not a letter
+            child.tag, child.text = f"{{{SPACE}}}mo", "\u223c"
+            child.attrib.update({"lspace": "0.278em", "rspace": "0.278em"})
         if child.text in FUNCTIONS and _name(child) in ("mi", "mo"):  # one upright word, spaced as TeX does
             child.tag = f"{{{SPACE}}}mo"
             child.attrib.update({"form": "prefix", "lspace": "0.167em", "rspace": _after(parent, child)})

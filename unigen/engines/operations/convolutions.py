@@ -1,0 +1,173 @@
+"""Convolutions, transposed ones too, pooling, and their derivatives, in any number of spatial dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy
+
+from unigen.engines.operations.table import operation
+
+__all__: list[str] = []
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def _numbers(spatial: int) -> Any:
+    letters = "DHW"[-spatial:]
+    return f"NC{letters}", f"OI{letters}", f"NC{letters}"
+
+
+def _per_dimension(value: Any, spatial: int) -> list[int]:
+    value = list(value)
+    return value * spatial if len(value) == 1 else value
+
+
+@operation("convolution")
+def _convolution(
+    x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any, groups: int
+) -> Any:
+    spatial = weight.ndim - 2
+    stride, padding = _per_dimension(stride, spatial), _per_dimension(padding, spatial)
+    dilation, extra = _per_dimension(dilation, spatial), _per_dimension(extra, spatial)
+    numbers = _numbers(spatial)
+    if transposed:  # the derivative of a convolution: stretch the input, turn the kernel round
+        reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+        pads = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
+        turned = jnp.flip(weight, tuple(range(2, weight.ndim)))
+        inputs, outputs = weight.shape[:2]
+        turned = turned.reshape(groups, inputs // groups, outputs, *weight.shape[2:]).swapaxes(1, 2)
+        turned = turned.reshape(groups * outputs, inputs // groups, *weight.shape[2:])
+        y = jax.lax.conv_general_dilated(
+            x, turned, [1] * spatial, pads, stride, dilation, numbers, groups, precision=EXACT
+        )
+    else:
+        pads = [(p, p) for p in padding]
+        y = jax.lax.conv_general_dilated(
+            x, weight, stride, pads, [1] * spatial, dilation, numbers, groups, precision=EXACT
+        )
+    return y if bias is None else y + bias.reshape(-1, *(1,) * spatial)
+
+
+@operation("convolution_backward")
+def _convolution_backward(
+    grad: Any, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any,
+    groups: int, wanted: Any,
+) -> Any:  # fmt: skip
+    def forward(x: Any, weight: Any) -> Any:
+        return _convolution(x, weight, None, stride, padding, dilation, transposed, extra, groups)
+
+    by_x, by_weight = jax.vjp(forward, x, weight)[1](grad)
+    by_bias = jnp.sum(grad, (0, *range(2, grad.ndim)))
+    return tuple(part if want else None for part, want in zip((by_x, by_weight, by_bias), wanted, strict=True))
+
+
+# -- pooling -----------------------------------------------------------------------------------------------------------
+
+
+def _windows(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Any) -> Any:
+    """Return, for each place of the result, the flat positions in the padded input of what its window covers."""
+    offsets = numpy.zeros((1, 1), int)
+    padded = [size + 2 * p for size, p in zip(sizes, padding, strict=True)]
+    # the last window may reach past the padding (ceil_mode)
+    ends = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(out, stride, dilation, kernel, strict=True)]
+    padded = [max(size, end) for size, end in zip(padded, ends, strict=True)]
+    for o, s, d, k, size in zip(out, stride, dilation, kernel, padded, strict=True):
+        place = numpy.arange(o)[:, None] * s + numpy.arange(k)[None] * d  # (places, offsets)
+        offsets = (offsets[:, None, :, None] * size + place[None, :, None]).reshape(
+            offsets.shape[0] * o, offsets.shape[1] * k
+        )
+    return offsets, padded
+
+
+def _gathered(x: Any, spatial: int, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Any, fill: Any) -> Any:
+    """Return (..., places, offsets): every window of the padded input."""
+    sizes = x.shape[-spatial:]
+    offsets, padded = _windows(sizes, kernel, stride, padding, dilation, out)
+    pads = [(p, big - size - p) for p, big, size in zip(padding, padded, sizes, strict=True)]
+    wide = jnp.pad(x, [(0, 0)] * (x.ndim - spatial) + pads, constant_values=fill)
+    return wide.reshape(*x.shape[:-spatial], -1)[..., offsets]
+
+
+def _out(size: int, k: int, s: int, p: int, d: int, ceil: bool) -> int:
+    span = size + 2 * p - d * (k - 1) - 1
+    out = (-(-span // s) if ceil else span // s) + 1
+    return out - 1 if ceil and (out - 1) * s >= size + p else out
+
+
+def _geometry(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, spatial: int = 2) -> Any:
+    kernel = _per_dimension(kernel, spatial)
+    stride = _per_dimension(stride, spatial) if len(stride) else kernel
+    padding, dilation = _per_dimension(padding, spatial), _per_dimension(dilation, spatial)
+    out = [_out(*at, ceil) for at in zip(x.shape[-spatial:], kernel, stride, padding, dilation, strict=True)]
+    return kernel, stride, padding, dilation, out
+
+
+@operation("max_pool2d_with_indices")
+def _max_pool(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False
+) -> Any:
+    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, dilation, ceil)
+    at = (2, kernel, stride, padding, dilation, out)
+    windows = _gathered(x, *at, -jnp.inf)
+    flat = jnp.arange(x.shape[-2] * x.shape[-1]).reshape(x.shape[-2:])
+    positions = jnp.broadcast_to(_gathered(flat, *at, -1), windows.shape)
+    best = jnp.argmax(windows, -1, keepdims=True)
+    shape = (*x.shape[:-2], *out)
+    value = jnp.take_along_axis(windows, best, -1).reshape(shape)
+    return value, jnp.take_along_axis(positions, best, -1).reshape(shape)
+
+
+@operation("max_pool2d_with_indices_backward")
+def _max_pool_backward(
+    grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indices: Any
+) -> Any:
+    lead = x.shape[:-2]
+    rows, at = grad.reshape(-1, grad.shape[-1] * grad.shape[-2]), indices.reshape(-1, grad.shape[-1] * grad.shape[-2])
+    flat = jnp.zeros((len(rows), x.shape[-1] * x.shape[-2]), grad.dtype)
+    return flat.at[numpy.arange(len(rows))[:, None], at].add(rows).reshape(*lead, *x.shape[-2:])
+
+
+@operation("avg_pool2d")
+def _avg_pool(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = (0,), ceil: bool = False, with_padding: bool = True,
+    divisor: Any = None,
+) -> Any:  # fmt: skip
+    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, (1,), ceil)
+    at = (2, kernel, stride, padding, dilation, out)
+    total = _gathered(x, *at, 0).sum(-1).reshape(*x.shape[:-2], *out)
+    if divisor is not None:
+        return total / divisor
+    cells = jnp.ones(x.shape[-2:], x.dtype)
+    if with_padding:  # the cells of the padding count, those past it do not
+        cells = jnp.pad(cells, [(p, p) for p in padding], constant_values=1)
+        at = (2, kernel, stride, [0, 0], dilation, out)
+    return total / _gathered(cells, *at, 0).sum(-1).reshape(*out)
+
+
+@operation("avg_pool2d_backward")
+def _avg_pool_backward(
+    grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, with_padding: bool, divisor: Any
+) -> Any:
+    def forward(x: Any) -> Any:
+        return _avg_pool(x, kernel, stride, padding, ceil, with_padding, divisor)
+
+    return jax.vjp(forward, x)[1](grad)[0]
+
+
+@operation("_adaptive_avg_pool2d")
+def _adaptive(x: Any, sizes: Any) -> Any:
+    for axis, (size, out) in enumerate(zip(x.shape[-2:], sizes, strict=True), -2):
+        weights = numpy.zeros((out, size))
+        for place in range(out):
+            start, end = place * size // out, -(-(place + 1) * size // out)
+            weights[place, start:end] = 1 / (end - start)
+        x = jnp.moveaxis(jnp.matmul(jnp.moveaxis(x, axis, -1), weights.T.astype(x.dtype), precision=EXACT), -1, axis)
+    return x
+
+
+@operation("_adaptive_avg_pool2d_backward")
+def _adaptive_backward(grad: Any, x: Any) -> Any:
+    return jax.vjp(lambda x: _adaptive(x, grad.shape[-2:]), x)[1](grad)[0]

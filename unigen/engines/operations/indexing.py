@@ -1,0 +1,177 @@
+"""Reading and writing at positions that are data: index, gather, scatter, embedding, sorting, searching.
+
+Torch refuses a position outside its tensor; here a read from there is not a number, which training stops at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy
+
+from unigen.engines.operations.table import operation
+
+__all__: list[str] = []
+
+
+def _wrapped(index: Any, size: int) -> Any:
+    return jnp.where(index < 0, index + size, index)
+
+
+def _picks(x: Any, indices: Any) -> tuple[Any, ...]:
+    """Return indices for JAX, one a dimension: None becomes a full slice, which keeps torch's order of dimensions."""
+    filled = [slice(None) if index is None else index for index in indices]
+    return tuple(filled) + (slice(None),) * (x.ndim - len(filled))
+
+
+@operation("index", "_unsafe_index")
+def _index(x: Any, indices: Any) -> Any:
+    return x.at[_picks(x, indices)].get(mode="fill")
+
+
+@operation("index_put", "_unsafe_index_put", "_index_put_impl")
+def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsafe: bool = False) -> Any:
+    if any(index is not None and index.dtype == bool for index in indices):
+        (mask,) = (index for index in indices if index is not None)
+        before = next(i for i, index in enumerate(indices) if index is not None)
+        mask = mask.reshape((1,) * before + mask.shape + (1,) * (x.ndim - before - mask.ndim))
+        return jnp.where(mask, x + values if accumulate else values, x).astype(x.dtype)
+    place = x.at[_picks(x, indices)]
+    values = values.astype(x.dtype)
+    return place.add(values, mode="drop") if accumulate else place.set(values, mode="drop")
+
+
+@operation("index_select")
+def _index_select(x: Any, dim: int, index: Any) -> Any:
+    if x.ndim == 0:
+        return x
+    return jnp.take(x, index, dim % x.ndim, mode="fill")
+
+
+@operation("index_add")
+def _index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].add(alpha * source, mode="drop")
+
+
+@operation("index_copy")
+def _index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(source, mode="drop")
+
+
+@operation("index_fill")
+def _index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(value, mode="drop")
+
+
+def _along(index: Any, dim: int) -> tuple[Any, ...]:
+    """Return positions like ``index`` in every dimension but ``dim``, where they are ``index`` itself."""
+    grid = list(numpy.ogrid[tuple(slice(size) for size in index.shape)]) if index.ndim else []
+    if grid:
+        grid[dim % index.ndim] = index
+    return tuple(grid)
+
+
+@operation("gather")
+def _gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
+    if index.ndim == 0 or x.ndim == 0:
+        return jnp.broadcast_to(x.reshape(-1)[0], index.shape) if x.ndim == 0 else x[index]
+    return x.at[_along(index, dim)].get(mode="fill")
+
+
+@operation("scatter.src", "scatter.value")
+def _scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
+    if x.ndim == 0:
+        return jnp.broadcast_to(jnp.asarray(source, x.dtype).reshape(-1)[0], ())
+    return x.at[_along(index, dim)].set(_cut(source, index), mode="drop")
+
+
+@operation("scatter_add")
+def _scatter_add(x: Any, dim: int, index: Any, source: Any) -> Any:
+    if x.ndim == 0:
+        return x + source.reshape(-1)[0]
+    return x.at[_along(index, dim)].add(_cut(source, index), mode="drop")
+
+
+@operation("scatter_reduce.two")
+def _scatter_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    neutral = {"sum": 0, "prod": 1, "amax": -jnp.inf, "amin": jnp.inf}
+    if reduce not in neutral:
+        raise NotImplementedError(f"scatter_reduce of {reduce}")
+    at, source = _along(index, dim), _cut(source, index)
+    start = x if include_self else x.at[at].set(neutral[reduce], mode="drop")
+    place = start.at[at]
+    ways = {"sum": place.add, "prod": place.multiply, "amax": place.max, "amin": place.min}
+    return ways[reduce](source, mode="drop")
+
+
+def _cut(source: Any, index: Any) -> Any:
+    source = jnp.asarray(source)
+    return source if source.ndim == 0 else source[tuple(slice(size) for size in index.shape)]
+
+
+@operation("embedding")
+def _embedding(weight: Any, index: Any, *_: Any) -> Any:
+    return jnp.take(weight, index, 0, mode="fill")
+
+
+@operation("embedding_dense_backward")
+def _embedding_backward(grad: Any, index: Any, rows: int, padding: int, by_frequency: bool) -> Any:
+    if by_frequency:
+        raise NotImplementedError("an embedding whose gradient is scaled by frequency")
+    if padding >= 0:
+        grad = jnp.where((index == padding)[..., None], 0, grad)
+    return jnp.zeros((rows, grad.shape[-1]), grad.dtype).at[index].add(grad, mode="drop")
+
+
+@operation("take")
+def _take(x: Any, index: Any) -> Any:
+    return jnp.take(x.reshape(-1), _wrapped(index, x.size), mode="fill")
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+@operation("sort")
+def _sort(x: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    if x.ndim == 0:
+        return x, jnp.zeros((), int)
+    order = jnp.argsort(x, dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, order, dim), order
+
+
+@operation("sort.stable")
+def _sort_stable(x: Any, *, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
+    return _sort(x, dim, descending)
+
+
+@operation("argsort")
+def _argsort(x: Any, dim: int = -1, descending: bool = False) -> Any:
+    return _sort(x, dim, descending)[1]
+
+
+@operation("topk")
+def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if x.ndim == 0:
+        return x, jnp.zeros((), int)
+    values, order = _sort(x, dim, largest)
+    return tuple(jax.lax.slice_in_dim(part, 0, k, axis=dim % x.ndim) for part in (values, order))
+
+
+@operation("searchsorted.Tensor")
+def _searchsorted(
+    boundaries: Any, x: Any, *, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
+) -> Any:
+    if sorter is not None:
+        raise NotImplementedError("searchsorted with a sorter")
+    way = side or ("right" if right else "left")
+    if boundaries.ndim == 1:
+        return jnp.searchsorted(boundaries, x, way)
+    rows, values = boundaries.reshape(-1, boundaries.shape[-1]), x.reshape(-1, x.shape[-1])
+    return jax.vmap(lambda row, value: jnp.searchsorted(row, value, way))(rows, values).reshape(x.shape)
+
+
+@operation("bucketize.Tensor")
+def _bucketize(x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
+    return jnp.searchsorted(boundaries, x, "right" if right else "left")

@@ -1,0 +1,484 @@
+"""The xla engine: the same Pyro programs, captured once a phase and run as one JAX program of many steps.
+
+A phase becomes a tape of torch operations (``capture``), a tape a JAX function (``lowering``), a routine a loop of steps with
+its optimizers (``loop``, ``updates``). After each call of ``advance`` parameters, buffers, chains and the optimizers' states
+are in their torch tensors again. Fresh noise comes from one key a step, drawn from torch's global stream on the CPU, so that
+it does not depend on how steps are gathered into calls. What cannot be expressed is refused before the first step.
+
+Python runs once: whatever a program reads beside its parameters, buffers and data (an attribute, a global) is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy
+import torch
+from torch import Tensor
+
+from unigen.engines.capture import Climb, buffers, capture_phase, parameters
+from unigen.engines.checks import check_once
+from unigen.engines.loop import Plan, Update, compiled
+from unigen.engines.lowering import precision
+from unigen.engines.tape import ELSEWHERE, Unsupported
+from unigen.engines.updates import rule_of
+from unigen.pair import Pair, PairError
+from unigen.phases import Phase, Routine
+
+__all__ = ["CHUNK", "Unsupported", "advance", "advance_many"]
+
+CHUNK = 200  # the steps of a call of ``advance`` by ``fit``
+MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
+# -- one step: which climbs, on which batches --------------------------------------------------------------------------
+
+
+def _shape_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a tape depends on: the shapes of tensors, the values of everything else."""
+    return tuple(
+        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
+        for name, value in data.items()
+    )
+
+
+class _Step(NamedTuple):
+    """One step: its climbs, the number of the phase of each, which of the step's batches each takes, the shapes of those,
+    and whether the next step is like it (a persistent chain begins but once).
+    """
+
+    climbs: list[Climb]
+    phases: list[int]
+    places: list[int]
+    shapes: tuple[Any, ...]
+    lasting: bool
+
+
+def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, Any]], mode: Any) -> _Step:
+    """Return the climbs of one step, captured or remembered."""
+    shapes, before = tuple(map(_shape_of, batches)), _shape_of(pair.chains)
+    steps, known = pair.compiled.setdefault("xla steps", {}), pair.compiled.setdefault("xla", {})
+    if (phases, shapes, before, mode) in steps:
+        step: _Step = steps[phases, shapes, before, mode]
+        if not any(climb.stale for climb in step.climbs):
+            return step
+    chains, more = dict(pair.chains), len(batches) - 1
+    climbs, numbers, places = [], [], []
+    for number, phase in enumerate(phases):
+        for repetition in range(phase.steps):
+            place = 1 + (repetition - 1) % more if repetition and more else 0
+            key = (phase, shapes[place], _shape_of(chains), mode)
+            if key not in known or known[key][0].stale:
+                known[key] = capture_phase(phase, pair, batches[place], chains)
+            climb, ends = known[key]
+            chains |= ends
+            climbs.append(climb)
+            numbers.append(number)
+            places.append(place)
+    taken = tuple(shapes[place] for place in places)
+    step = _Step(climbs, numbers, places, taken, before == _shape_of(chains))
+    steps[phases, shapes, before, mode] = step
+    return step
+
+
+# -- optimizers --------------------------------------------------------------------------------------------------------
+
+_IGNORED = ("params", "lr", "foreach", "fused", "capturable", "differentiable", "amsgrad")
+
+
+class _Part(NamedTuple):
+    """The parameters of one torch parameter group that are updated together: in which climbs, and from which step on."""
+
+    optimizer: torch.optim.Optimizer
+    place: int  # among all parameter groups
+    group: dict[str, Any]
+    climbs: tuple[int, ...]
+    start: int
+    names: list[str]
+
+
+def _named(pair: Pair) -> dict[str, Tensor]:
+    """Return the parameters by name, walking the pair's modules once."""
+    found: dict[str, Tensor] = pair.compiled.setdefault("xla parameters", {}) or parameters(pair)
+    pair.compiled["xla parameters"] = found
+    return found
+
+
+def _parts(pair: Pair, optimizers: Optimizers, step: _Step) -> list[_Part]:
+    """Return how the optimizers move the parameters in one step, and give each parameter the state it starts from."""
+    names = {id(parameter): name for name, parameter in _named(pair).items()}
+    found: dict[tuple[Any, ...], _Part] = {}
+    place = 0
+    for which, optimizer in optimizers.items():
+        rule = rule_of(optimizer)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = names.get(id(parameter), "")
+                climbs = tuple(
+                    number
+                    for number, climb in enumerate(step.climbs)
+                    if name.startswith(f"{which}.") and name in climb.gradients
+                )
+                if not climbs:
+                    continue
+                state = _state(optimizer, parameter, group)
+                start = int(state["step"]) if rule.counts else int("momentum_buffer" in state)
+                for memory in rule.memory(group):
+                    if memory not in state:
+                        state[memory] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                key = (place, climbs, start)
+                found.setdefault(key, _Part(optimizer, place, group, climbs, start, [])).names.append(name)
+            place += 1
+    return list(found.values())
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a parameter as torch's optimizer starts it; an SGD without momentum has none."""
+    rule = rule_of(optimizer)
+    if not rule.counts and not rule.memory(group):
+        return {}
+    state: dict[str, Any] = optimizer.state[parameter]
+    if rule.counts and not state:
+        fused = bool(group.get("fused")) or bool(group.get("capturable"))
+        wide = torch.get_default_dtype() == torch.float64 and not fused
+        device = parameter.device if fused else None
+        state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
+    return state
+
+
+def _settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    named = {name: value for name, value in group.items() if name not in _IGNORED}
+    return tuple((name, tuple(map(float, v)) if name == "betas" else v) for name, v in sorted(named.items()))
+
+
+def _plan(step: _Step, parts: list[_Part], given: bool, checked: bool, seeds: bool) -> Plan:
+    shapes = list(dict.fromkeys(step.shapes))
+    updates: list[list[Update]] = [[] for _ in step.climbs]
+    column = 0
+    for part in parts:
+        rule = rule_of(part.optimizer)
+        width = len(rule.factors(part.group, 0.0, 1))
+        for climb in part.climbs:
+            columns = tuple(range(column, column + width))
+            settings = _settings(part.group)
+            updates[climb] += [Update(name, type(part.optimizer), settings, columns) for name in part.names]
+            column += width
+    return Plan(
+        tuple(climb.bare() for climb in step.climbs),
+        tuple(step.phases),
+        tuple(map(tuple, updates)),
+        tuple(shapes.index(shape) for shape in step.shapes),
+        given,
+        checked or any(climb.projection is not None for climb in step.climbs),
+        seeds,
+        not step.lasting,
+    )
+
+
+def _factors(parts: list[_Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:
+    """Return the numbers that depend on the step alone, (rows, F), of which ``count`` rows are used."""
+    table = []
+    for index in range(count):
+        row: list[float] = []
+        for part in parts:
+            lr = float(part.group["lr"] if rates is None else rates[index][part.place])
+            for turn in range(len(part.climbs)):
+                number = part.start + index * len(part.climbs) + turn + 1
+                row += rule_of(part.optimizer).factors(part.group, lr, number)
+        table.append(row)
+    return numpy.array(table + table[-1:] * (rows - count), dtype=numpy.float64).reshape(rows, -1)
+
+
+# -- tensors in and out ------------------------------------------------------------------------------------------------
+
+
+def _seen(tensors: Sequence[Tensor], seeds: bool) -> Any:
+    """Return a tensor as an array over the same memory where JAX can, or the tensors of several seeds stacked."""
+    return _array(torch.stack([t.detach() for t in tensors]) if seeds else tensors[0].detach())
+
+
+def _array(tensor: Tensor) -> Any:
+    """Return a tensor as an array that the compiled loop reads; none is changed or kept by it."""
+    large = tensor.is_cuda or tensor.nbytes > 2**16  # to hand small ones over as they are costs less than to share them
+    return jnp.from_dlpack(tensor.contiguous()) if large else tensor.numpy()
+
+
+def _pools(batches: Sequence[Any], step: _Step, plan: Plan, rows: int, seeds: bool) -> tuple[list[Any], Any]:
+    """Return the batches of each pool, stacked, and which of them each climb of each step takes, (rows, climbs)."""
+    pools: list[Any] = []
+    slots = numpy.zeros((rows, len(plan.climbs)), numpy.int32)
+    for pool in range(max(plan.pools) + 1):
+        mine = [number for number, other in enumerate(plan.pools) if other == pool]
+        places = [(index, number) for index in range(len(batches[0])) for number in mine]
+        orders = []
+        for run in batches:  # a batch that comes again is held once
+            known: dict[tuple[int, ...], int] = {}
+            keys = [tuple(map(id, run[index][step.places[number]].values())) for index, number in places]
+            orders.append([known.setdefault(key, len(known)) for key in keys])
+        order = orders[0] if all(other == orders[0] for other in orders) else list(range(len(places)))
+        first = {slot: place for slot, place in reversed(list(zip(order, places, strict=True)))}
+        for (index, number), slot in zip(places, order, strict=True):
+            slots[index, number] = slot
+        size = 1 if len(first) == 1 else rows * len(mine)
+        pools.append({})
+        for name, value in batches[0][0][step.places[mine[0]]].items():
+            if isinstance(value, Tensor):
+                stack = value.new_empty((len(batches), size, *value.shape))
+                for run, part in zip(batches, stack, strict=True):
+                    for slot, (index, number) in first.items():
+                        part[slot] = run[index][step.places[number]][name]
+                pools[-1][f"data.{name}"] = _array(stack if seeds else stack[0])
+    return pools, slots
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+class _Run(NamedTuple):
+    """One of the pairs that advance together."""
+
+    pair: Pair
+    optimizers: Optimizers
+    batches: Sequence[Sequence[Any]]
+    rates: Sequence[Sequence[float]] | None
+    keys: Tensor
+
+
+def advance(
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: Optimizers,
+    batches: Sequence[Sequence[Any]],
+    rates: Sequence[Sequence[float]] | None = None,
+    *,
+    noise: Sequence[Sequence[Tensor]] | None = None,
+) -> Tensor:
+    """Take a step of the routine on each of ``batches`` and return the values of its phases, (steps, phases).
+
+    As ``unigen.engines.eager.advance``. ``noise``: for tests, for each step what the random operations of an eager step
+    return, in their order (``unigen.engines.tape.Draws``), in the place of fresh noise.
+
+    Raises ``Unsupported`` (a ``PairError``) before the first step for what this engine cannot express.
+    """
+    keys = torch.randint(0, 2**62, (len(batches),))
+    return _advance(tuple(routine), [_Run(pair, optimizers, batches, rates, keys)], noise)[0]
+
+
+def advance_many(
+    routine: Routine | Iterable[Phase],
+    pairs: Sequence[Pair],
+    optimizers: Sequence[Optimizers],
+    batches: Sequence[Sequence[Sequence[Any]]],
+    rates: Sequence[Sequence[Sequence[float]]] | None = None,
+    *,
+    keys: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Advance several pairs of one structure in one program and return their values, (pairs, steps, phases).
+
+    Everything is a sequence over the pairs of what ``advance`` takes. ``keys``: for each pair one int64 key a step, drawn
+    from the pair's own stream, ``torch.randint(0, 2**62, (steps,))``; by default from the global one, pair after pair.
+
+    Raises ``Unsupported`` where the pairs, their optimizers or their batches differ in more than numbers.
+    """
+    if not len(pairs) == len(optimizers) == len(batches) or len({len(part) for part in batches}) > 1:
+        raise ValueError("advance_many takes optimizers and equally many batches for each pair")
+    if keys is None:
+        keys = [torch.randint(0, 2**62, (len(part),)) for part in batches]
+    runs = [
+        _Run(pair, optimizers[i], batches[i], None if rates is None else rates[i], keys[i])
+        for i, pair in enumerate(pairs)
+    ]
+    return _advance(tuple(routine), runs, None, seeds=True)
+
+
+def _advance(phases: tuple[Phase, ...], runs: Sequence[_Run], noise: Any, seeds: bool = False) -> Tensor:
+    batches = [[[run.pair.bind(batch) for batch in step] for step in run.batches] for run in runs]
+    for run in runs:
+        _refuse(phases, run)
+    count, done, values = len(batches[0]), 0, []
+    modes = [(tuple(module.training for module in run.pair.modules()), torch.get_default_dtype()) for run in runs]
+
+    def steps_at(index: int) -> list[_Step]:
+        return [
+            _step(phases, run.pair, part[index], mode) for run, part, mode in zip(runs, batches, modes, strict=True)
+        ]
+
+    while done < count:
+        steps = [steps_at(index) for index in range(done, count)]  # of all, before the first: a shape may be refused
+        first = steps[0]
+        if any(step.shapes != first[0].shapes for step in first):
+            raise Unsupported(f"the batches of several pairs have different shapes at step {done}; {ELSEWHERE}")
+        size = sum(v.nbytes for batch in batches[0][done] for v in batch.values() if isinstance(v, Tensor))
+        rows = max(1, min(CHUNK, MOST_BYTES // max(1, size * len(runs)))) if first[0].lasting else 1
+        end = done + 1
+        while end < min(count, done + rows) and all(a is b for a, b in zip(steps[end - done], first, strict=True)):
+            end += 1
+        with precision(), jax.default_device(_device(runs[0].pair)):
+            now = [part[done:end] for part in batches]
+            given = None if noise is None else noise[done:end]
+            values.append(_run(runs, first, now, done, rows, given, seeds))
+        done = end
+    return torch.cat(values, 1) if values else torch.zeros(len(runs), 0, len(phases))
+
+
+def _refuse(phases: tuple[Phase, ...], run: _Run) -> None:
+    """Raise before the first step for what no step could do."""
+    if run.batches:
+        check_once(phases, run.pair, run.batches[0][0])
+    for phase in phases:
+        missing = [group for group in phase.move if group not in run.optimizers and run.pair.group(group)]
+        if missing and not phase.solve:
+            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+    for optimizer in run.optimizers.values():
+        rule_of(optimizer)
+
+
+def _device(pair: Pair) -> Any:
+    tensors = [*_named(pair).values(), *buffers(pair).values()]
+    kinds = {tensor.device.type for tensor in tensors} or {"cpu"}
+    kind = "gpu" if kinds == {"cuda"} else next(iter(kinds)) if len(kinds) == 1 else "mixed"
+    try:
+        return jax.devices(kind)[0]
+    except RuntimeError:
+        raise Unsupported(
+            f"the pair lies on {', '.join(sorted(kinds))}, where this JAX has no device; {ELSEWHERE}"
+        ) from None
+
+
+def _run(
+    runs: Sequence[_Run], steps: Sequence[_Step], batches: Any, start: int, rows: int, noise: Any, seeds: bool
+) -> Tensor:
+    """Take a step on each of ``batches``, at most ``rows``, in one call, and put what they made into the torch tensors."""
+    count = len(batches[0])
+    parts = [_parts(run.pair, run.optimizers, step) for run, step in zip(runs, steps, strict=True)]
+    plan, loop, checked = _loop(runs, steps, parts, noise is not None, seeds)
+    held = [_held(run.pair) for run in runs]
+    state = {name: _seen([tensors[name] for tensors in held], seeds) for name in held[0]}
+    memories = [_memories(run, part) for run, part in zip(runs, parts, strict=True)]
+    memory = {
+        name: tuple(_seen(list(same), seeds) for same in zip(*(m[name] for m in memories), strict=True))
+        for name in memories[0]
+    }
+    pools, slots = _pools(batches, steps[0], plan, rows, seeds)
+    keys = numpy.stack([_halves(run.keys[start : start + count], rows) for run in runs])
+    ahead = [None if run.rates is None else run.rates[start : start + count] for run in runs]
+    factors = numpy.stack([_factors(part, rates, count, rows) for part, rates in zip(parts, ahead, strict=True)])
+    constants = [
+        [_constants([step.climbs[number] for step in steps], which, seeds) for which in (False, True)]
+        for number in range(len(plan.climbs))
+    ]
+    given = [[] for _ in plan.climbs] if noise is None else _noise(steps[0], noise, rows)
+    numbers = (keys, factors) if seeds else (keys[0], factors[0])
+    arguments = (numpy.int32(count), state, memory, constants, pools, slots, *numbers, given)
+    ended, remembered, values = loop(*arguments)
+    if not plan.checked and not _finite([values, *ended.values()]):  # run again, to tell which step and phase it was
+        _, _, values = checked()(*arguments)
+    values = torch.from_dlpack(values).clone()
+    made = {name: torch.from_dlpack(array) for name, array in ended.items()}
+    moments = {name: [torch.from_dlpack(array) for array in arrays] for name, arrays in remembered.items()}
+    with torch.no_grad():
+        for index, (run, tensors) in enumerate(zip(runs, held, strict=True)):
+            for name, new in made.items():
+                mine = new[index] if seeds else new
+                if name.startswith("chain."):
+                    run.pair.chains[name.removeprefix("chain.")] = mine.clone()
+                else:
+                    tensors[name].copy_(mine)
+            for name, tensors_of in memories[index].items():
+                for old, new in zip(tensors_of, moments[name], strict=True):
+                    old.copy_(new[index] if seeds else new)
+            _count(run, parts[index], count, ahead[index])
+    return (values if seeds else values[None])[:, :count]
+
+
+def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[_Part]], given: bool, seeds: bool) -> Any:
+    """Return the plan, its compiled loop, and a function that returns the loop that checks every step.
+
+    A plan is large, and compared only where the climbs or the optimizers are new to the first pair.
+    """
+    cheap = tuple(
+        (tuple(map(id, step.climbs)), step.lasting, step.shapes)
+        + tuple((part.place, part.climbs, tuple(part.names), _settings(part.group)) for part in mine)
+        for step, mine in zip(steps, parts, strict=True)
+    )
+    known = runs[0].pair.compiled.setdefault("xla loops", {})
+    if (cheap, given, seeds) not in known:
+        plans = [_plan(step, mine, given, False, seeds) for step, mine in zip(steps, parts, strict=True)]
+        if any(plan != plans[0] for plan in plans):
+            raise Unsupported(f"the pairs differ in more than the numbers in them, so no program fits all; {ELSEWHERE}")
+        plan = plans[0]
+        keep = [step.climbs for step in steps]  # so that no other climb gets their ids
+        known[cheap, given, seeds] = (plan, compiled(plan), lambda: compiled(replace(plan, checked=True))), keep
+    return known[cheap, given, seeds][0]
+
+
+def _held(pair: Pair) -> dict[str, Tensor]:
+    """Return all that the steps of a pair may read or change, by the names of ``capture``."""
+    return _named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
+
+
+def _memories(run: _Run, parts: list[_Part]) -> dict[str, list[Tensor]]:
+    """Return the optimizers' state by parameter, in the order of its rule."""
+    named = _named(run.pair)
+    return {
+        name: [part.optimizer.state[named[name]][memory] for memory in rule_of(part.optimizer).memory(part.group)]
+        for part in parts
+        for name in part.names
+    }
+
+
+def _count(run: _Run, parts: list[_Part], count: int, rates: Sequence[Sequence[float]] | None) -> None:
+    """Leave the optimizers' numbers of steps and learning rates as torch would."""
+    named = _named(run.pair)
+    for part in parts:
+        if rule_of(part.optimizer).counts:
+            for name in part.names:
+                part.optimizer.state[named[name]]["step"] += count * len(part.climbs)
+    if rates:
+        groups = [group for optimizer in run.optimizers.values() for group in optimizer.param_groups]
+        for group, lr in zip(groups, rates[-1], strict=True):
+            group["lr"] = lr
+
+
+def _halves(keys: Tensor, rows: int) -> Any:
+    """Return 64-bit keys as two words each, (rows, 2)."""
+    words = numpy.zeros((rows, 2), numpy.uint32)
+    wide = keys.numpy().astype(numpy.uint64)
+    words[: len(wide), 0], words[: len(wide), 1] = wide >> numpy.uint64(32), wide & numpy.uint64(2**32 - 1)
+    return words
+
+
+def _constants(climbs: Sequence[Climb], projections: bool, seeds: bool) -> dict[int, Any]:
+    """Return the constants of a climb's tape (or of its projection's), those of several seeds stacked."""
+    tapes = [climb.projection if projections else climb.tape for climb in climbs]
+    return {
+        number: _seen([tape.constants[number] for tape in tapes if tape is not None], seeds)
+        for number in (tapes[0].constants if tapes[0] is not None else ())
+    }
+
+
+def _noise(step: _Step, noise: Sequence[Sequence[Tensor]], rows: int) -> list[list[Any]]:
+    """Return given noise by climb and draw, stacked over steps, (rows, ...)."""
+    found, place = [], 0
+    wanted = sum(climb.draws for climb in step.climbs)
+    if any(len(draws) != wanted for draws in noise):
+        counts = sorted({len(draws) for draws in noise})
+        raise ValueError(f"a step draws {wanted} times; the noise has {counts} entries a step")
+    for climb in step.climbs:
+        draws = range(place, place + climb.draws)
+        place += climb.draws
+        stacked = [torch.stack([noise[index][draw] for index in range(len(noise))]) for draw in draws]
+        found.append([_seen([torch.cat([s, s[:1].expand(rows - len(s), *s.shape[1:])])], False) for s in stacked])
+    return found
+
+
+def _finite(arrays: Iterable[Any]) -> bool:
+    """Whether every number is finite: one sum an array, since a sum is finite only if its terms are, or huge."""
+    floats = [torch.from_dlpack(array) for array in arrays]
+    return all(bool(tensor.sum().isfinite()) for tensor in floats if tensor.is_floating_point())

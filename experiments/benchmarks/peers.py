@@ -1,0 +1,113 @@
+"""The sides of a comparison: each makes a function ``run(n)`` that takes n whole training steps, optimizer included.
+
+All sides see the same 32 batches in turn, held in memory, and start from the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from benchmarks.twins import TWINS
+from benchmarks.works import BATCH, Work
+from torch import Tensor
+
+from unigen.training import engine_named, optimizers_for
+
+__all__ = ["SIDES", "Run"]
+
+Run = Callable[[int], Any]
+LEARNING_RATE = 1e-3
+COUNT = 32
+
+
+def batches(work: Work, rows: int = BATCH) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [work.x(rows) for _ in range(COUNT)]
+
+
+def engine(name: str) -> Callable[[Work, int], Run]:
+    def make(work: Work, rows: int) -> Run:
+        pair, data, module = work.make(0), batches(work, rows), engine_named(name)
+        optimizers, at = optimizers_for(work.routine, pair), [0]
+
+        def run(n: int) -> None:
+            while n > 0:  # as ``fit`` does
+                count = min(n, module.CHUNK)
+                module.advance(work.routine, pair, optimizers, [[data[(at[0] + i) % COUNT]] for i in range(count)])
+                n, at[0] = n - count, at[0] + count
+
+        return run
+
+    return make
+
+
+def by_hand(compile_it: bool) -> Callable[[Work, int], Run]:
+    def make(work: Work, rows: int) -> Run:
+        pair, data = work.make(0), batches(work, rows)
+        groups = {id(p): group for group in ("theta", "phi") for p in pair.group(group)}
+        optimizers = {
+            group: torch.optim.Adam(pair.group(group), LEARNING_RATE, fused=True)
+            for group in ("theta", "phi")
+            if pair.group(group)
+        }
+        phases = []
+        for loss, moved in work.by_hand(pair):
+            of_it = [optimizers[group] for group in dict.fromkeys(groups[id(p)] for p in moved)]
+            phases.append((torch.compile(loss, dynamic=False) if compile_it else loss, moved, of_it))
+        at = [0]
+
+        def run(n: int) -> None:
+            for _ in range(n):
+                x = data[at[0] % COUNT]
+                at[0] += 1
+                for loss, moved, of_it in phases:
+                    for parameter in moved:
+                        parameter.grad = None
+                    loss(x).backward(inputs=moved)
+                    for optimizer in of_it:
+                        optimizer.step()
+
+        return run
+
+    return make
+
+
+def svi(work: Work, rows: int) -> Run:
+    """``pyro.infer.SVI`` on the pair's own programs, with Pyro's global parameter store as its users have it."""
+    pair, data, at = copy.deepcopy(work.make(0)), batches(work, rows), [0]
+    pyro.clear_param_store()
+    inference = pyro.infer.SVI(
+        pair.model, pair.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), loss=pyro.infer.Trace_ELBO()
+    )
+
+    def run(n: int) -> None:
+        with pyro.settings.context(module_local_params=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(n):
+                inference.step(data[at[0] % COUNT])
+                at[0] += 1
+
+    return run
+
+
+def scanned(work: Work, rows: int) -> Run:
+    """NumPyro's ``SVI`` in ``lax.scan`` on a hand-written twin; where NumPyro lacks the algorithm, plain JAX and optax."""
+    data = np.stack([x.numpy() for x in batches(work, rows)])
+    return TWINS[work.name](data)
+
+
+SIDES: dict[str, Callable[[Work, int], Run]] = {
+    "eager": engine("eager"),
+    "compiled": engine("compiled"),
+    "xla": engine("xla"),
+    "hand": by_hand(False),
+    "hand compiled": by_hand(True),
+    "svi": svi,
+    "numpyro": scanned,
+}

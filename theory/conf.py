@@ -51,6 +51,7 @@ nb_execution_raise_on_error = True
 nb_output_stderr = "remove-warn"
 
 bibtex_bibfiles = ["refs.bib"]
+bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
 autodoc_member_order = "bysource"

@@ -1,0 +1,77 @@
+"""The examination that samples of every model are given: each figure of samples that a dataset permits, in one order."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigen.data import Dataset
+from unigen.evaluate.coverage import labelled_coverage, mixture_coverage
+from unigen.evaluate.features import Features, features_of
+from unigen.evaluate.neighbours import memorization, precision_recall_density_coverage
+from unigen.evaluate.sample_figures import GROUPS, SampleFigure
+from unigen.evaluate.samples import Predictor
+from unigen.evaluate.scores import (
+    exact_wasserstein,
+    frechet_inception_distance,
+    inception_score,
+    kernel_inception_distance,
+    maximum_mean_discrepancy,
+    sliced_wasserstein,
+)
+
+__all__ = ["sample_metrics"]
+
+CLASSES = 10  # of every labelled dataset
+MOST_FOR_EXACT_TRANSPORT = 1000  # the network simplex takes about n^3 operations for each group of the jackknife
+
+
+@torch.no_grad()
+def sample_metrics(
+    dataset: Dataset,
+    fake: Tensor,
+    features: Features | None = None,
+    classifier: Predictor | None = None,
+    *,
+    permutations: int | None = 200,
+    groups: int | None = GROUPS,
+    seed: int = 0,
+) -> dict[str, SampleFigure]:
+    """Compute every figure of samples that a dataset permits, by name, against as many of its first test rows.
+
+    fake: samples (n, D), in the units of the test rows. features: by default `features_of(dataset)`. classifier: of the dataset's
+    labels, by default that of the features. permutations, groups: of tests and of the jackknife, None for none.
+    Distances are of features, memorization of the rows themselves. The exact Wasserstein distance needs n <= 1000 and POT; the
+    inception score and the classes need a classifier, the modes a dataset whose density is a mixture.
+    Raises ValueError for more samples than test rows, or samples that are not finite.
+    """
+    n = len(fake)
+    if n > len(dataset.test):
+        raise ValueError(f"Got {n} samples but only {len(dataset.test)} test rows; draw at most as many samples.")
+    features = features or features_of(dataset)
+    real = dataset.test[:n].to(fake)
+    x, y, said = features(real), features(fake), features.name
+    named: dict[str, Any] = {"features": said, "groups": groups, "seed": seed}
+    tested = named | {"permutations": permutations}
+    found = {
+        "fid": frechet_inception_distance(x, y, **named),
+        "kid": kernel_inception_distance(x, y, **tested),
+        "mmd": maximum_mean_discrepancy(x, y, **tested),
+        **precision_recall_density_coverage(x, y, **named),
+        "sliced_wasserstein": sliced_wasserstein(x, y, **named),
+    }
+    if n <= MOST_FOR_EXACT_TRANSPORT and importlib.util.find_spec("ot"):
+        found["wasserstein"] = exact_wasserstein(x, y, **named)
+    if features.classifier is not None:
+        found["inception_score"] = inception_score(features.classifier.log_probabilities(fake), **named)
+        found["inception_score_of_data"] = inception_score(features.classifier.log_probabilities(real), **named)
+    classifier = classifier or features.classifier
+    if classifier is not None:
+        found |= labelled_coverage(fake, classifier, CLASSES, groups=groups, seed=seed)
+    means = getattr(dataset.density, "means", None)
+    if means is not None:
+        std: float = dataset.density.std  # type: ignore[union-attr]
+        found |= mixture_coverage(fake, means.to(fake), std, groups=groups, seed=seed)
+    found["memorization"] = memorization(real, fake, dataset.train.to(fake))
+    return found

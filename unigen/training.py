@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.checkpoints import Checkpoints
-from unigen.engines import compiled, eager
 from unigen.names import nearest
 from unigen.pair import Pair, PairError
 from unigen.phases import Optimizer, Phase, Routine
@@ -36,7 +36,7 @@ __all__ = [
     "optimizers_for",
 ]
 
-ENGINES: dict[str, ModuleType] = {"eager": eager, "compiled": compiled}
+ENGINES = ("eager", "compiled", "xla")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,10 +82,10 @@ class Falling:
 
 
 def engine_named(name: str) -> ModuleType:
-    """Return an engine by name; ``ValueError`` with the nearest name otherwise."""
+    """Return an engine by name, imported when it is asked for; ``ValueError`` with the nearest name otherwise."""
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}; {nearest(name, ENGINES)}")
-    return ENGINES[name]
+    return importlib.import_module(f"unigen.engines.{name}")
 
 
 def optimizers_for(
@@ -163,8 +163,8 @@ def fit(
     ``checkpoints``: a directory, or a ``Checkpoints``, that gets one every ``checkpoint_every`` steps (default 1/20 of the
     budget) and one at the end. Where it has some, the run goes on from the newest good one, and on the same machine, build
     and number of threads ends bit for bit as if it had never stopped; with ``resume=False`` they are refused. The loader is
-    then one that finds a batch by its index, or one batch. ``interrupted``: asked after each step; where it says true, a
-    checkpoint is saved and ``Interrupted`` raised.
+    then one that finds a batch by its index, or one batch. ``interrupted``: asked after each call of the engine,
+    a second at most for steps shorter than that; where it says true, a checkpoint is saved and ``Interrupted`` raised.
 
     Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing or negative budget,
     ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a checkpoint
@@ -190,21 +190,22 @@ def fit(
         keeper = Keeper(checkpoints, same, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
     between = checkpoint_every or max(1, (steps or 20000) // 20)
-    watch = Watch(history.phases, phases)
+    watch, pace = Watch(history.phases, phases), 0.0  # seconds a step
     with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
         while not stopped and (steps is None or state.step < steps) and (seconds is None or spent < seconds):
             began = time.perf_counter()
-            count_now = _until_next(state.step, module.CHUNK, steps, every, between if keeper else None)
-            if seconds is not None and state.step:
-                count_now = max(1, min(count_now, int((seconds - spent) / spent * state.step)))
+            most = min(module.CHUNK, int(1 / pace) if pace else 1)  # a call of a second, so that a signal is heard
+            if seconds is not None and pace:
+                most = min(most, int((seconds - spent) / pace))
+            ahead = _until_next(state.step, max(most, 1), steps, every, between if keeper else None)
             batches = [
                 [batch_at(number * each + repetition) for repetition in range(each)]
-                for number in range(state.step, state.step + count_now)
+                for number in range(state.step, state.step + ahead)
             ]
             falling = None
             if schedule is not None:
                 fractions = [
-                    (state.step + number) / steps if steps else spent / (seconds or 1.0) for number in range(count_now)
+                    (state.step + number) / steps if steps else spent / (seconds or 1.0) for number in range(ahead)
                 ]
                 falling = [[schedule(lr, fraction) for lr in rates] for fraction in fractions]
             try:
@@ -213,10 +214,11 @@ def fit(
                 watch.failed(state, error, batches)
                 raise
             watch(state, values, batches)
-            state.step += count_now
-            total, count = values.sum(0) if total is None else total + values.sum(0), count + count_now
-            spent += time.perf_counter() - began
-            bar.update(count_now)
+            state.step += ahead
+            total, count = _plus(total, values), count + ahead
+            pace = (time.perf_counter() - began) / ahead
+            spent += pace * ahead
+            bar.update(ahead)
             if state.step % every == 0 or state.step == steps:
                 watch.settle()
                 _record(state, history, spent, total / count)
@@ -248,6 +250,18 @@ def _until_next(step: int, most: int, *marks: int | None) -> int:
     last, *every = marks
     ahead = [each - step % each for each in every if each]
     return min(most, *ahead) if last is None else min(most, last - step, *ahead)
+
+
+def _plus(total: Tensor | None, values: Tensor) -> Tensor:
+    """Add values row by row, in float64: the sum does not depend on how many rows come at a time."""
+    if values.is_cuda:  # without waiting for it
+        for row in values.double():
+            total = row if total is None else total + row
+        return total if total is not None else values.new_zeros(values.shape[1])
+    sums = [0.0] * values.shape[1] if total is None else total.tolist()
+    for numbers in values.tolist():
+        sums = [one + other for one, other in zip(sums, numbers, strict=True)]
+    return torch.tensor(sums, dtype=torch.float64)
 
 
 def _record(state: State, history: History, spent: float, values: Tensor) -> None:

@@ -4,56 +4,16 @@ from __future__ import annotations
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.nn import PyroModule
+from gaussians import ExactGuide, Line
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair
 from unigen.evaluate import log_likelihood, reconstruct, sample
 from unigen.networks import networks
 from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
-
-
-class Line(PyroModule):
-    """z ~ N(0, I_2), x ~ N(A z, s^2 I): p(x) = N(0, A A' + s^2 I)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.2, 0.1]], dtype=torch.float64))
-        self.s = 0.7
-
-    def forward(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ self.a.T, self.s).to_event(1), obs=x)
-
-    def exact(self, x):
-        covariance = self.a @ self.a.T + self.s**2 * torch.eye(3, dtype=torch.float64)
-        return (
-            torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance).log_prob(x).detach()
-        )
-
-    def posterior(self):
-        precision = torch.eye(2, dtype=torch.float64) + self.a.T @ self.a / self.s**2
-        covariance = torch.linalg.inv(precision)
-        return covariance @ self.a.T / self.s**2, covariance
-
-
-class ExactGuide(PyroModule):
-    """The posterior of ``Line``, its scale stretched by a factor."""
-
-    def __init__(self, line: Line, stretch: float = 1.0) -> None:
-        super().__init__()
-        gain, covariance = line.posterior()
-        self.register_buffer("gain", gain.detach())
-        self.register_buffer("factor", torch.linalg.cholesky(covariance).detach() * stretch)
-
-    def forward(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(x @ self.gain.T, scale_tril=self.factor))
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""The continuous latents of a pair as one unconstrained vector u, (S, N, d): S chains for each of N data.
+
+Samplers move u; ``LatentSpace`` runs the pair's programs there. A density in u is that of the values plus the log of the
+Jacobian of u -> values, per datum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from unigen.engines.draw import Draw
+from unigen.engines.programs import Programs, Site, family_of
+from unigen.engines.pure import swapped, unvalidated
+from unigen.evaluate.figure import Refused
+from unigen.evaluate.modes import evaluating
+from unigen.pair import Pair
+from unigen.streams import isolated
+
+__all__ = ["LatentSpace", "device_of", "frozen", "pieces_of", "rows_of"]
+
+
+@contextlib.contextmanager
+def frozen(pair: Pair, seed: int, device: torch.device | str) -> Iterator[None]:
+    """Evaluate: random streams of their own, evaluation mode, no parameter takes part in a gradient, no checks of values."""
+    fixed = {id(parameter): parameter.detach() for parameter in pair.parameters()}
+    with isolated(seed, device), evaluating(pair), swapped(pair, fixed), unvalidated():
+        yield
+
+
+def device_of(data: Mapping[str, Any]) -> torch.device:
+    """Return the device of the first tensor."""
+    return next((value.device for value in data.values() if isinstance(value, Tensor)), torch.device("cpu"))
+
+
+def rows_of(pair: Pair, data: Mapping[str, Any]) -> int:
+    """Return how many data there are: the rows of a batch, or 1 for a pair that is one datum."""
+    if not Programs(pair).layout(data).batched:
+        return 1
+    return len(next(value for value in data.values() if isinstance(value, Tensor)))
+
+
+def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Cut a batch into pieces of at most ``rows`` data; a tensor without one row a datum goes whole into each."""
+    total = rows_of(pair, data)
+    if total <= rows:
+        return [dict(data)]
+    return [
+        {
+            name: value[start : start + rows] if isinstance(value, Tensor) and len(value) == total else value
+            for name, value in data.items()
+        }
+        for start in range(0, total, rows)
+    ]
+
+
+class _Part(NamedTuple):
+    """One latent site within u: its transform, the shape of its unconstrained value, and where chains and data are in it."""
+
+    name: str
+    transform: Any
+    shape: torch.Size
+    places: tuple[int, ...]
+    size: int
+
+
+class LatentSpace:
+    """The latents of a pair for ``chains`` S a datum of ``data``, the model's arguments by name.
+
+    Refused for discrete sites, and for sites whose support depends on other sites. Call within ``frozen``.
+    """
+
+    def __init__(self, pair: Pair, data: dict[str, Any], chains: int) -> None:
+        self.pair, self.data, self.chains = pair, data, chains
+        self.programs = Programs(pair)
+        self.rows = rows_of(pair, data)
+        self._draw = Draw(self.programs, data, particles=chains, first="guide")
+        with torch.no_grad():
+            sites = self.programs.run("model", data, particles=chains)
+        self._prior = [site for site in sites.values() if not site.observed]
+        if not self._prior:
+            raise Refused("this pair has no latent to move: its likelihood is exact, or not to be had")
+        for site in self._prior:
+            check_continuous(site)
+        self.parts = [self._part(site) for site in self._prior]
+        self.size = sum(part.size for part in self.parts)
+
+    def _part(self, site: Site) -> _Part:
+        event = len(site.fn.event_shape)
+        by_name = {frame.name: frame.dim for frame in site.frames}
+        wanted = ("_particles", self.pair.batch_plate)
+        places = tuple(by_name[name] - event for name in wanted if name in by_name)
+        transform = biject_to(site.fn.support)
+        unconstrained = transform.inv(site.value)
+        # an event of another shape than its value's (a simplex) keeps the dimensions of its batch where they are
+        places = tuple(place + site.value.dim() - unconstrained.dim() for place in places)
+        shape = unconstrained.shape
+        return _Part(site.name, transform, shape, places, unconstrained.numel() // (self.chains * self.rows))
+
+    @property
+    def names(self) -> list[str]:
+        """The latent sites, in the order of u."""
+        return [part.name for part in self.parts]
+
+    def labels(self) -> list[str]:
+        """Return a name for each coordinate of u: ``z[0]``, or ``z`` where the site has one."""
+        return [
+            part.name if part.size == 1 else f"{part.name}[{index}]"
+            for part in self.parts
+            for index in range(part.size)
+        ]
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return u (S, N, d) of values by site, each with its chains and data."""
+        columns = []
+        for part in self.parts:
+            u = part.transform.inv(values[part.name]).expand(part.shape)
+            columns.append(u.movedim(part.places, tuple(range(len(part.places)))).reshape(self.chains, self.rows, -1))
+        return torch.cat(columns, -1)
+
+    def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the values by site and log |det d values / d u|, (S, N), at u (S, N, d)."""
+        values, log_jacobian = {}, u.new_zeros(u.shape[:2])
+        for part, column in zip(self.parts, u.split([part.size for part in self.parts], -1), strict=True):
+            front = tuple(range(len(part.places)))
+            moved = torch.empty(part.shape, device="meta").movedim(part.places, front).shape
+            free = column.reshape(moved).movedim(front, part.places)
+            values[part.name] = part.transform(free)
+            jacobian = part.transform.log_abs_det_jacobian(free, values[part.name])
+            summed = free.dim() - jacobian.dim()  # dimensions of the event, which the transform has summed over
+            jacobian = jacobian.movedim(tuple(place + summed for place in part.places), front)
+            log_jacobian = log_jacobian + jacobian.reshape(*u.shape[:2], -1).sum(-1)
+        return values, log_jacobian
+
+    def from_prior(self) -> Tensor:
+        """Draw u (S, N, d) from the model's prior."""
+        with torch.no_grad():
+            sites = self.programs.run("model", self.data, particles=self.chains)
+            return self.pack({name: sites[name].value for name in self.names})
+
+    def from_guide(self) -> Tensor:
+        """Draw u (S, N, d) from the guide."""
+        with torch.no_grad():
+            sites = self.programs.run("guide", self.data, particles=self.chains)
+            return self.pack({name: sites[name].value for name in self.names})
+
+    def has_guide(self) -> bool:
+        """Say whether the guide infers the latents of the model."""
+        with torch.random.fork_rng(devices=[d for d in [device_of(self.data)] if d.type == "cuda"]), torch.no_grad():
+            return set(self.programs.run("guide", self.data)) == set(self.names)
+
+    def log_model(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(u) and log p(x|u), each (S, N)."""
+        values, log_jacobian = self.unpack(u)
+        sites = self.programs.run("model", self.data, values=values, particles=self.chains, grad=True)
+        prior, likelihood = log_jacobian, torch.zeros_like(log_jacobian)
+        for site in sites.values():
+            density = self._draw.per_datum(site, site.value).reshape(u.shape[:2])
+            if site.observed:
+                likelihood = likelihood + density
+            else:
+                prior = prior + density
+        return prior, likelihood
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return log q(u|x), (S, N)."""
+        values, total = self.unpack(u)
+        for site in self.programs.run("guide", self.data, values=values, particles=self.chains, grad=True).values():
+            total = total + self._draw.per_datum(site, site.value).reshape(u.shape[:2])
+        return total
+
+
+def check_continuous(site: Site) -> None:
+    """Refuse a latent site in which a gradient cannot move: discrete, or of a support that depends on other sites."""
+    if site.fn.support.is_discrete:
+        raise Refused(
+            f"site '{site.name}' ({family_of(site.fn)}) is discrete, and annealed importance sampling here moves by "
+            "Hamiltonian dynamics; the importance-weighted bound stands in its place"
+        )
+    for bound in vars(site.fn.support).values():
+        if isinstance(bound, Tensor) and not bool((bound == bound.flatten()[0]).all()):
+            raise Refused(
+                f"the support of site '{site.name}' is not the same everywhere, so it has no one unconstrained form; "
+                "scale a standard site inside the program, or read the importance-weighted bound"
+            )

@@ -15,12 +15,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from unigen.durable import put, sync
@@ -35,7 +36,18 @@ _FORMAT = 1
 _STEP = re.compile(r"step-(\d{12})")
 _FILE = re.compile(r"[a-z_]+\.(safetensors|json)")
 _TEMPORARY, _REMOVING = ".saving-", ".removing-"
-_UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
+_UNREADABLE = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # RecursionError too
+    ArithmeticError,
+    MemoryError,
+    safetensors.SafetensorError,
+)
+_MANIFEST_BYTES = 2**20
 
 
 class CheckpointError(RuntimeError):
@@ -149,10 +161,12 @@ class Checkpoints:
         except _UNREADABLE as error:
             raise CheckpointError(f"the older checkpoints of {self.path(last)} stay: {error}") from error
 
-    def load(self) -> Checkpoint | None:
+    def load(self, use: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest good checkpoint, with the reasons why newer ones were rejected; None where there is none at all.
 
-        Every hash is verified before a tensor is made. Raises ``CheckpointError`` where there are some and none is good.
+        Every hash is verified before a tensor is made. The hashes are no secret, so a checkpoint from a stranger may have
+        right ones: ``use`` is called with what was loaded, and a checkpoint at which it raises is rejected as well.
+        Raises ``CheckpointError`` where there are some and none is good.
         """
         rejected: dict[str, str] = {}
         try:
@@ -163,9 +177,12 @@ class Checkpoints:
         for step in reversed(steps):
             path = self.path(step)
             try:
-                return Checkpoint(step, path, self._content(self._read(step)), rejected)
+                found = Checkpoint(step, path, self._content(self._read(step)), rejected)
+                if use is not None:
+                    use(found)
+                return found
             except _UNREADABLE as error:
-                rejected[path.name] = str(error) or type(error).__name__
+                rejected[path.name] = _reason(error)
         if rejected:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
             raise CheckpointError(f"no checkpoint in {self.directory} is good ({reasons}); name a new directory")
@@ -174,20 +191,22 @@ class Checkpoints:
     def _read(self, step: int) -> dict[str, bytes]:
         """Return the verified files of a checkpoint; ``ValueError`` with the reason where anything is wrong with it."""
         path = self.path(step)
-        manifest = _verified(_bytes(path / "manifest.json"))
+        if path.is_symlink():
+            raise ValueError("it is a link")
+        manifest = _verified(_bytes(path / "manifest.json", _MANIFEST_BYTES))
         if manifest.get("format") != _FORMAT:
-            raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {_FORMAT}")
+            raise ValueError(f"its format is {manifest.get('format')!r:.80}, this version reads {_FORMAT}")
         if manifest["step"] != step:
-            raise ValueError(f"its manifest is that of step {manifest['step']}")
+            raise ValueError(f"its manifest is that of step {manifest['step']!r:.80}")
         for name, ours in self.run.items():
             theirs = manifest["run"].get(name)
             if theirs != ours:
-                raise ValueError(f"it belongs to another run, whose {name} is {theirs!r} and not {ours!r}")
+                raise ValueError(f"it belongs to another run, whose {name} is {theirs!r:.200} and not {ours!r:.200}")
         files = {}
         for name, expected in manifest["files"].items():
             if not _FILE.fullmatch(name):
-                raise ValueError(f"its manifest names the file {name!r}")
-            files[name] = _bytes(path / name)
+                raise ValueError(f"its manifest names the file {name!r:.80}")
+            files[name] = _bytes(path / name, expected["bytes"])
             if len(files[name]) != expected["bytes"]:
                 raise ValueError(f"{name} has {len(files[name])} bytes, not {expected['bytes']}")
             if _sha256(files[name]) != expected["sha256"]:
@@ -195,14 +214,20 @@ class Checkpoints:
         return files
 
     def _content(self, files: dict[str, bytes]) -> dict[str, Any]:
-        content = json.loads(files.pop("content.json"))
+        content = json.loads(files.pop("content.json"), parse_constant=_no_number)
         tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
+        for part, named in tensors.items():
+            for name, tensor in named.items():
+                if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{part}: {name:.80} is not finite")
         return {name: unpack(part, tensors.get(name, {})) for name, part in content.items()}
 
     def _clear(self) -> None:
         """Remove what a killed process left behind: half-written and half-removed directories."""
         for entry in self.directory.iterdir():
             if entry.name.startswith((_TEMPORARY, _REMOVING)):
+                if entry.is_symlink() or not entry.is_dir():
+                    entry.unlink()
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
@@ -214,6 +239,9 @@ class Checkpoints:
     def _remove(self, step: int) -> None:
         """Remove a checkpoint: under another name first, so that a kill never leaves half of one under its own."""
         path = self.path(step)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
         removing = self.directory / (_REMOVING + path.name)
         path.rename(removing)
         (removing / "manifest.json").unlink(missing_ok=True)
@@ -259,10 +287,24 @@ def _verified(data: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, most: int) -> bytes:
+    """Return the content of a file of at most ``most`` bytes."""
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path.name} is missing")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {most}")
     return path.read_bytes()
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"content.json has the number {text}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error, which may quote what a stranger wrote."""
+    line = next(iter(str(error).splitlines()), "")[:400] or "its content is not that of a checkpoint"
+    plain = isinstance(error, OSError | ValueError | MemoryError | safetensors.SafetensorError)
+    return line if plain else f"its content is not that of a checkpoint ({type(error).__name__}: {line})"
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -62,7 +62,7 @@ def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[d
     runs = [
         (arm, seed, directory / arm.slug / f"seed-{seed}") for seed in planned.settings.seeds for arm in planned.arms
     ]
-    finished = {folder: found for *_, folder in runs if (found := _finished(folder / "result.json"))}
+    finished = {folder: found for arm, seed, folder in runs if (found := _finished(folder / "result.json", arm, seed))}
     classifier = _classifier(planned.dataset) if len(finished) < len(runs) else None
     results = []
     with tqdm(runs, desc="runs", disable=not progress, position=0) as bar:
@@ -75,13 +75,15 @@ def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[d
     return results
 
 
-def _finished(path: Path) -> dict[str, Any] | None:
-    """Return the result of a run that is complete, or failed by itself."""
+def _finished(path: Path, arm: Arm, seed: int) -> dict[str, Any] | None:
+    """Return the result of this run, where it is complete, or failed by itself."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return result if isinstance(result, dict) and result.get("status") in ("complete", "failed") else None
+    if not isinstance(result, dict) or (result.get("routine"), result.get("seed")) != (arm.name, seed):
+        return None
+    return result if result.get("status") in ("complete", "failed") else None
 
 
 def _run(

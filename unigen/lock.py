@@ -26,7 +26,7 @@ def locked(directory: Path) -> Iterator[None]:
     start; ``OSError`` where the file system has no locks or refuses the file.
     """
     path = Path(directory) / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unigen.checkpoints import Checkpoints
+from unigen.checkpoints import Checkpoint, Checkpoints
 from unigen.environment import differences, environment
 from unigen.snapshots import capture, restore
 
@@ -51,12 +52,9 @@ class Keeper:
         self.environment = environment(device)
         if not allowed and self.kept.steps():
             raise ValueError(f"{self.kept.directory} has checkpoints already; resume the run, or name a new directory")
-        found = self.kept.load()
+        found = self.kept.load(lambda found: _restore(found, state, history))
         if found is None:
             return 0.0, None, 0, False
-        restore(found.content, state)
-        for name, value in found.content["history"].items():
-            setattr(history, name, value)
         notes = [f"{name} was rejected: {reason}" for name, reason in found.rejected.items()]
         changed = differences(found.content["environment"], self.environment)
         if changed:
@@ -74,10 +72,40 @@ class Keeper:
         """Save a checkpoint of this step, unless it has one."""
         if self.latest == state.step:
             return
-        rows = {name: getattr(history, name) for name in ("steps", "seconds", "values", "notes")}
+        rows = {name: getattr(history, name) for name in _RECORDS}
         loop = {"spent": spent, "total": total, "count": count, "stopped": stopped}
         self.kept.save(state.step, capture(state) | {"history": rows, "loop": loop, "environment": self.environment})
         self.latest = state.step
+
+
+_RECORDS = ("steps", "seconds", "values", "notes")
+
+
+def _restore(found: Checkpoint, state: State, history: History) -> None:
+    """Bring state and history to a checkpoint; any error where its content is not what ``save`` was given."""
+    content = found.content
+    records, loop = content["history"], content["loop"]
+    steps, seconds, values, notes = (records[name] for name in _RECORDS)
+    rows = [len(history.phases)] * len(steps)
+    spent, count = loop["spent"], loop["count"]
+    good = (
+        all(isinstance(part, list) for part in (steps, seconds, values, notes))
+        and all(type(step) is int for step in steps)
+        and all(isinstance(note, str) for note in notes)
+        and [len(row) for row in values] == rows
+        and all(math.isfinite(number) for row in [seconds, [spent], *values] for number in row)
+        and len(seconds) == len(steps)
+        and type(count) is int
+        and type(loop["stopped"]) is bool
+        and (loop["total"] is None or loop["total"].shape == (len(history.phases),))
+        and isinstance(content["environment"], dict)
+        and content["step"] == found.step
+    )
+    if not good:
+        raise ValueError("its records are not those of a run")
+    restore(content, state)
+    for name in _RECORDS:
+        setattr(history, name, records[name])
 
 
 def _data(loader: Any) -> Any:

@@ -54,7 +54,7 @@ def keep_metrics_before(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_whole(path, "".join(kept).encode())
 
@@ -74,13 +74,18 @@ def load_weights(path: Path, pair: Pair) -> None:
     """Load what ``save_weights`` saved; ``ValueError`` in one sentence where it does not fit the pair."""
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     own = pair.state_dict()
-    for name, tensor in own.items():
-        if name not in tensors or tensors[name].shape != tensor.shape:
-            found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise ValueError(f"{path} does not fit the pair: {name} is {tuple(tensor.shape)}, the file has {found}")
+    for name in [*own, *tensors]:
+        wanted, found = (
+            f"{str(part[name].dtype).removeprefix('torch.')} {tuple(part[name].shape)}" if name in part else "nothing"
+            for part in (own, tensors)
+        )
+        if wanted != found:
+            raise ValueError(f"{path} does not fit the pair: {name:.80} is {wanted}, the file has {found}")
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise ValueError(f"{path} does not fit the pair: {name:.80} is not finite")
     pair.load_state_dict(tensors)
 
 

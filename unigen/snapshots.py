@@ -7,6 +7,8 @@ is here, so that a run on any engine goes on from the same tree.
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,7 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
         if isinstance(found, Tensor) and isinstance(wanted, Tensor):
             if (found.shape, found.dtype) == (wanted.shape, wanted.dtype):
                 continue
-        elif found is not None and wanted is not None:
+        elif not isinstance(found, Tensor | None) and not isinstance(wanted, Tensor | None):
             continue
         raise ValueError(
             f"the checkpoint is not of this pair: {name} is {_kind(found)} in it, and {_kind(wanted)} here"
@@ -65,6 +67,7 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
                 f"{sum(len(part['params']) for part in saved['groups'])} parameters, this is {type(optimizer).__name__} "
                 f"over {sum(map(len, shape))}, or their names differ"
             )
+        _check_optimizer(group, saved, optimizer, numbers)
         like = dict(state.pair.named_parameters())
         loads[group] = {
             "state": {numbers[name]: _copied(part, like[name]) for name, part in saved["state"].items()},
@@ -93,6 +96,8 @@ def restore_streams(streams: dict[str, Any]) -> None:
     """Set the global random streams to what ``capture_streams`` returned; CUDA devices that are not there are left out."""
     random.setstate(streams["python"])
     numpy = streams["numpy"]
+    if tuple(numpy["state"]["key"].shape) != (624,) or not 0 <= numpy["state"]["pos"] <= 624:
+        raise ValueError("the stream of numpy is none")  # numpy itself would read beyond its end
     np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
     torch.set_rng_state(streams["torch"])
     for index, stream in enumerate(streams["cuda"][: torch.cuda.device_count()]):
@@ -119,6 +124,41 @@ def _numbers(pair: Pair, group: str, optimizer: torch.optim.Optimizer) -> dict[s
                 f"the optimizer of {group} moves a parameter of shape {tuple(parameter.shape)} that the pair lacks"
             )
     return {names[id(parameter)]: number for number, parameter in enumerate(moved)}
+
+
+def _check_optimizer(
+    group: str, saved: dict[str, Any], optimizer: torch.optim.Optimizer, numbers: dict[str, int]
+) -> None:
+    """Refuse settings of other kinds than the optimizer's, and tensors of other shapes than a step of it makes.
+
+    A fused step does not look at shapes: a moment that is too short makes it write beyond the moment's end.
+    """
+    for theirs, ours in zip(saved["groups"], optimizer.state_dict()["param_groups"], strict=True):
+        there, here = ({name: _signature(value) for name, value in part.items()} for part in (theirs, ours))
+        for name in (there | here).keys() - {"params"}:
+            if there.get(name) != here.get(name):
+                raise ValueError(
+                    f"the checkpoint has other settings of the optimizer of {group}: {name} is not the same"
+                )
+    probe = copy.deepcopy(optimizer)
+    for part in probe.param_groups:
+        for parameter in part["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    probe.step()
+    made = probe.state_dict()["state"]
+    for name, part in saved["state"].items():
+        wanted = {key: _kind(value) for key, value in made.get(numbers[name], {}).items()}
+        if {key: _kind(value) for key, value in part.items()} != wanted:
+            raise ValueError(f"the checkpoint's state of {name} is not one that {type(optimizer).__name__} makes")
+
+
+def _signature(value: Any) -> Any:
+    """Return what of a setting must not change: all of a switch or a word, of a number that it is one."""
+    if value is None or isinstance(value, bool | str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return [_signature(entry) for entry in value]
+    return math.isfinite(value) if isinstance(value, int | float) else _kind(value)
 
 
 def _names(pair: Pair) -> dict[int, str]:

@@ -163,7 +163,7 @@ def test_a_pair_of_other_shapes_is_refused_before_it_is_touched(tmp_path):
     _, routine, loader = arm("nvil")
     other = sigmoid_belief(64, (7,), psi={"baseline": Baseline(64, (8,))})
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(ValueError, match="not of this pair: .* is float32"):
+    with pytest.raises(CheckpointError, match="not of this pair: .* is float32"):
         fit(
             loader,
             routine,

@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import torch
+from families import RowNorm
 from torch import nn
 
 from unigen import routines
@@ -26,17 +27,6 @@ from unigen.trees import pack
 __all__ = ["ARMS", "arm", "data", "digest", "only", "scramble"]
 
 LATENT = 3
-
-
-class RowNorm(nn.Module):
-    """Batch norm over all leading dimensions, so that particles may lead; its buffers move."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 @functools.cache

@@ -1,185 +1,288 @@
-"""End runs by ``kill -9`` or a signal at random instants, start them again by the same call, compare with runs left alone.
+"""Print how reliable runs are: kills, full disks, corrupted files, signals, cuts, other environments, watchers, neighbours.
 
-    python tests/stress.py --kills 200
-    python tests/stress.py --kills 50 --signal SIGTERM
+    python -m tests.stress                    # all figures, minutes
+    python -m tests.stress --quick            # the short version
+    python -m tests.stress --only B1 --kills 1000
+    python -m tests.stress --quick --plant    # each figure with a fault planted that it must notice
 
-Prints one row a routine: kills, runs finished, how many of these ended in the same bits (parameters, buffers, chains,
-optimizers, every random stream), and the most steps that one kill cost: at most the interval of checkpoints, none after
-SIGTERM or SIGINT, which must end a run within 10 seconds with exit code 143 or 130. Exits with 1 where any of it fails, or
-a checkpoint was rejected. Wants ``os.fork``.
+Writes one table in Markdown, a row a figure: how many trials of how many went as promised. What was wrong with the others
+goes to stderr, and the exit code is then 1; with ``--plant``, it is 1 where a planted fault went unnoticed. Wants ``os.fork``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
-import traceback
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from resuming import ARMS, arm, digest  # noqa: E402
+import disks  # noqa: E402
+import kills  # noqa: E402
+import sameness  # noqa: E402
+from children import Tally  # noqa: E402
+from resuming import ARMS, arm  # noqa: E402
 
+import unigen.checkpoints  # noqa: E402
+import unigen.evaluate.dreams  # noqa: E402
+import unigen.evaluate.likelihood  # noqa: E402
+import unigen.lock  # noqa: E402
+import unigen.resume  # noqa: E402
+import unigen.signals  # noqa: E402
 from unigen import fit  # noqa: E402
-from unigen.resume import ResumeWarning  # noqa: E402
-from unigen.signals import asked_to_end  # noqa: E402
-from unigen.training import Falling, Interrupted  # noqa: E402
+from unigen.data import Loader  # noqa: E402
+from unigen.environment import environment  # noqa: E402
 
-STEPS, INTERVAL = 40, 3
-ASKING = (signal.SIGTERM, signal.SIGINT)
+SOME = ("wgan_gp", "persistent contrastive divergence", "vae with batch norm and dropout")
 
 
-@dataclass
-class Row:
-    """What happened to one routine."""
+@dataclass(frozen=True)
+class Work:
+    """What a figure is asked for."""
 
-    routine: str
-    kills: int = 0
-    finished: int = 0
-    equal: int = 0
-    lost: int = 0
-    errors: int = 0
-    allowed: int = INTERVAL
+    quick: bool
+    kills: int
+    chance: random.Random
+    root: Path
 
     @property
-    def good(self) -> bool:
-        return self.equal == self.finished > 0 and self.errors == 0 and self.lost <= self.allowed
+    def arms(self) -> tuple[str, ...]:
+        return SOME if self.quick else tuple(ARMS)
 
 
-def train(name: str, directory: Path | None, result: Path, interrupted: Callable[[], bool]) -> None:
-    """Run an arm as a script would, log every step, and write the digest of where it ended."""
-    random.seed(7)
-    np.random.seed(7)
-    torch.manual_seed(7)
-    warnings.simplefilter("error", ResumeWarning)
-    pair, routine, loader = arm(name)
-    handle = os.open(result.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    state, _ = fit(
-        loader,
-        routine,
-        pair,
-        steps=STEPS,
-        schedule=Falling(1e-5),
-        record_every=1,
-        callbacks=[lambda state, history: os.write(handle, f"{state.step}\n".encode()) and None],
-        checkpoints=directory,
-        checkpoint_every=INTERVAL,
-        interrupted=interrupted,
-        progress=False,
-    )
-    result.write_text(digest(state))
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Add tallies up."""
+    found = Tally()
+    for tally in tallies:
+        found.add(tally)
+    return found
 
 
-def fork(name: str, directory: Path | None, result: Path) -> int:
-    """Train in a child and return its process id; the child exits with 0, 130 or 143 when asked to end, 1 after an error."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until the child can take them
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            with asked_to_end() as asked:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
-                try:
-                    train(name, directory, result, asked)
-                    code = 0
-                except Interrupted:
-                    code = asked.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
-    return child
+def shares(count: int, parts: int) -> list[int]:
+    """Cut a count into equal parts, to a unit."""
+    return [count * (part + 1) // parts - count * part // parts for part in range(parts)]
 
 
-def ended(child: int) -> int | None:
-    """Return a child's exit code, or None where it still runs."""
-    process, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if process else None
+def killed(work: Work) -> Tally:
+    """``kill -9`` at random instants, restarted by the same call: the bits of the run left alone, at most 3 steps lost"""
+    sent, chance, commands = signal.SIGKILL, work.chance, work.kills // 10  # of whole commands, the others of fit
+    split = zip(work.arms, shares(work.kills - commands, len(work.arms)), strict=True)
+    found = [kills.killed(name, n, sent, chance, work.root / name) for name, n in split]
+    return total([*found, kills.ended_anywhere("ring", commands, sent, chance, work.root / "command")])
 
 
-def stress(name: str, kills: int, sent: signal.Signals, chance: random.Random, root: Path) -> Row:
-    """End runs of one routine until there were ``kills`` and the last run has finished."""
-    killed, alone = -sent if sent == signal.SIGKILL else 128 + sent, root / "alone"
-    row = Row(name, allowed=INTERVAL if sent == signal.SIGKILL else 0)
-    root.mkdir()
-    began = time.monotonic()
-    code = os.waitstatus_to_exitcode(os.waitpid(fork(name, root / "first", alone), 0)[1])
-    duration = time.monotonic() - began
-    if code:
-        row.errors += 1
-        return row
-    os.waitpid(fork(name, None, root / "plain"), 0)
-    wanted = (root / "plain").read_text()
-    row.errors += alone.read_text() != wanted  # checkpoints must not change a run either
-    number = 0
-    while row.kills < kills or not row.finished:
-        number, finished = number + 1, False
-        directory, result = root / f"run-{number}", root / f"result-{number}"
-        while not finished:
-            log = result.with_suffix(".log")
-            before = log.read_text().splitlines() if log.exists() else []
-            child = fork(name, directory, result)
-            until = time.monotonic() + (chance.uniform(0, duration) if row.kills < kills else 120)
-            while (code := ended(child)) is None and time.monotonic() < until:
-                time.sleep(0.001)
-            if code is None:
-                os.kill(child, sent)
-                asked = time.monotonic()
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                row.kills += code == killed
-                row.errors += time.monotonic() - asked > 10
-            after = log.read_text().splitlines() if log.exists() else []
-            if before and len(after) > len(before):
-                row.lost = max(row.lost, int(before[-1]) + 1 - int(after[len(before)]))
-            finished = code == 0
-            if code not in (0, killed):
-                row.errors += 1
-                return row
-        row.finished += 1
-        row.equal += result.read_text() == wanted
-    return row
+def killed_saves(work: Work) -> Tally:
+    """killed at each of six points of a save: the newest complete checkpoint loads, the next save is whole"""
+    return disks.killed_saves(1 if work.quick else 10, work.root)
+
+
+@functools.cache
+def _cuts(work: Work) -> tuple[Tally, Tally]:
+    found = [sameness.cuts(name, work.root / name) for name in work.arms]
+    return total(bits for bits, _ in found), total(order for _, order in found)
+
+
+def cut(work: Work) -> Tally:
+    """cut at every step of three epochs and resumed: the bits and records of the uncut run"""
+    return _cuts(work)[0]
+
+
+def ordered(work: Work) -> Tally:
+    """the same cuts: every epoch meets each datum once, in the order of the uncut run"""
+    return _cuts(work)[1]
+
+
+def corrupted(work: Work) -> Tally:
+    """flipped bits, truncations, zeroed pages; missing, swapped and foreign files: rejected, the one before is taken"""
+    count = 30 if work.quick else 300
+    spoils = (disks.flip, disks.truncate, disks.zero_page)
+    found = [disks.corrupted(spoil, count, work.chance, work.root / spoil.__name__) for spoil in spoils]
+    return total([*found, disks.missing_and_swapped(work.root / "files")])
+
+
+def refused(work: Work) -> Tally:
+    """a disk that is full, read-only, gone or broken: path and bytes named, exit code 1, resumed after the cure"""
+    return disks.refused(work.root, work.quick)
+
+
+def signalled(work: Work) -> Tally:
+    """SIGTERM and SIGINT at any instant of a run or a command: ended within 10 s with 143 or 130, resumed to the same bits"""
+    asking = (signal.SIGTERM, signal.SIGINT)
+    counts = (1, 1) if work.quick else (8, 7)
+    found = []
+    for sent in asking:
+        names = work.chance.sample(work.arms, 1 if work.quick else 4)
+        found += [
+            kills.killed(name, n, sent, work.chance, work.root / f"{sent.name} {name}")
+            for name, n in zip(names, shares(counts[0], len(names)), strict=True)
+        ]
+        found.append(kills.ended_anywhere("ring", counts[1], sent, work.chance, work.root / f"{sent.name} command"))
+    places = [(place, sent) for place in kills.PLACES for sent in asking]
+    places = work.chance.sample(places, 3) if work.quick else places
+    return total([*found, kills.ended_at(places, work.chance, work.root / "places")])
+
+
+def drifted(work: Work) -> Tally:
+    """resumed where a version, the code, the device, the threads or a mode is another: warned and noted by name"""
+    return sameness.drifted(work.root)
+
+
+def watched(work: Work) -> Tally:
+    """evaluated, logged, drawn, reported and saved at eight frequencies: the bits of the unwatched run"""
+    found = [sameness.watched(name, work.root / name) for name in work.arms]
+    return total(found if work.quick else [*found, sameness.commands_watched(work.root / "command")])
+
+
+def neighbours(work: Work) -> Tally:
+    """each routine after each other in one process, also after one that an exception ended: the bits of the run alone"""
+    return sameness.one_after_another(work.root, work.chance, 6 if work.quick else None)
+
+
+def alone(work: Work) -> Tally:
+    """a second process in a run's directory: refused, and told who is there"""
+    return sameness.refused_at_the_door(work.root)
+
+
+FIGURES: dict[str, Callable[[Work], Tally]] = {
+    "B1": killed,
+    "B2": killed_saves,
+    "B3": cut,
+    "B4": ordered,
+    "B5": corrupted,
+    "B6": refused,
+    "B7": signalled,
+    "B11": drifted,
+    "B12": watched,
+    "B13": neighbours,
+    "B14": alone,
+}
+
+
+# -- planted faults: each figure must notice its own -------------------------------------------------------------------
+
+
+def _forgetful(content: Any, state: Any, streams: bool = True, original: Any = unigen.resume.restore) -> None:
+    original(content, state, streams=False)
+
+
+def _in_place(self: Any, step: int, content: Any) -> Path:
+    path: Path = self.path(step)
+    path.mkdir(exist_ok=True)
+    files = unigen.checkpoints._files(content)
+    sums = {name: {"bytes": len(data), "sha256": unigen.checkpoints._sha256(data)} for name, data in files.items()}
+    manifest = {"format": unigen.checkpoints._FORMAT, "step": step, "run": self.run, "files": sums}
+    for name, data in (files | {"manifest.json": unigen.checkpoints._signed(manifest)}).items():
+        unigen.checkpoints._write(path / name, data)
+    return path
+
+
+def _swallowing(self: Any, step: int, content: Any, original: Any = unigen.checkpoints.Checkpoints.save) -> Path:
+    with contextlib.suppress(unigen.checkpoints.CheckpointError):
+        original(self, step, content)
+    return self.path(step)
+
+
+def _unforeseeable(self: Any, epoch: int) -> torch.Tensor:
+    return torch.randperm(len(self._rows))
+
+
+FAULTS: dict[str, list[tuple[Any, str, Any]]] = {
+    "B1": [(unigen.resume, "restore", _forgetful)],
+    "B2": [(unigen.checkpoints.Checkpoints, "save", _in_place)],
+    "B3": [(unigen.resume, "restore", _forgetful)],
+    "B4": [(Loader, "order", _unforeseeable)],
+    "B5": [(unigen.checkpoints, "_sha256", lambda data: "")],
+    "B6": [(unigen.checkpoints.Checkpoints, "save", _swallowing)],
+    "B7": [(unigen.signals.Asked, "__call__", lambda self: False)],
+    "B11": [(unigen.resume, "differences", lambda there, here: [])],
+    "B12": [
+        (home, "isolated", lambda *_: contextlib.nullcontext())
+        for home in (unigen.evaluate.dreams, unigen.evaluate.likelihood)
+    ],
+    "B13": [(sameness, "FAMILIES", {name: functools.cache(build) for name, build in sameness.FAMILIES.items()})],
+    "B14": [(unigen.lock.fcntl, "flock", lambda handle, how: None)],
+}
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Plant a figure's fault for a while."""
+    with contextlib.ExitStack() as stack:
+        for home, attribute, value in FAULTS[name]:
+            stack.enter_context(sameness.replaced(home, attribute, value))
+        yield
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """Return date, machine and versions, for the line above the table."""
+    here = environment("cpu")
+    versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("python", "torch", "pyro-ppl"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{date.today():%d %B %Y}, {cores} CPU cores ({here['device_name']}), {versions}"
 
 
 def main() -> int:
     """Print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="kills in all, shared among the routines")
-    parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGTERM", "SIGINT"), help="what ends a run")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="decides the instants")
-    parser.add_argument("--routines", nargs="*", default=list(ARMS), choices=list(ARMS), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="the short version, about a minute")
+    parser.add_argument("--only", nargs="+", default=list(FIGURES), choices=list(FIGURES), help="some of the figures")
+    parser.add_argument("--kills", type=int, help="kills of B1 in all (default 200; 10 with --quick)")
+    parser.add_argument("--plant", action="store_true", help="plant a fault in each figure, which it must notice")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="decides every instant and choice")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    import matplotlib.figure  # noqa: F401 - what children would otherwise import again and again
+    import sklearn.datasets  # noqa: F401
+    import torchvision.utils  # noqa: F401
+
     pair, routine, loader = arm("vae")
-    fit(loader, routine, pair, steps=1, progress=False)  # what torch imports at the first step, once for all children
+    fit(loader, routine, pair, steps=1, progress=False)
     chance = random.Random(chosen.seed)
+    memory = Path("/dev/shm")
+    root = tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None)  # so that a sync costs nothing
     print(
-        f"{chosen.signal}, seed {chosen.seed}, {STEPS} steps a run, a checkpoint every {INTERVAL}, torch {torch.__version__}"
+        f"{machine()}; seed {chosen.seed}{', short version' if chosen.quick else ''}{', faults planted' * chosen.plant}"
     )
-    print(f"{'routine':<36}{'kills':>7}{'runs':>7}{'equal':>7}{'steps lost':>12}")
-    rows = []
-    with tempfile.TemporaryDirectory() as root:
-        for number, name in enumerate(chosen.routines):
-            share = chosen.kills * (number + 1) // len(chosen.routines) - chosen.kills * number // len(chosen.routines)
-            row = stress(name, share, signal.Signals[chosen.signal], chance, Path(root, str(number)))
-            rows.append(row)
-            mark = "" if row.good else "   FAILED"
-            print(f"{name:<36}{row.kills:>7}{row.finished:>7}{row.equal:>7}{row.lost:>12}{mark}", flush=True)
-    kills, runs, equal = (sum(getattr(row, field) for row in rows) for field in ("kills", "finished", "equal"))
-    print(f"{'all':<36}{kills:>7}{runs:>7}{equal:>7}{max(row.lost for row in rows):>12}")
-    return 0 if all(row.good for row in rows) else 1
+    print("\n| | what was tried, and what is promised | good |\n|---|---|---|", flush=True)
+    failed = 0
+    try:
+        for name, figure in FIGURES.items():
+            if name not in chosen.only:
+                continue
+            began = time.perf_counter()
+            count = chosen.kills or (10 if chosen.quick else 200)
+            work = Work(chosen.quick, count, chance, Path(root, "cuts" if figure in (cut, ordered) else name))
+            with planted(name) if chosen.plant else contextlib.nullcontext():
+                tally = figure(work)
+            if chosen.plant:
+                _cuts.cache_clear()
+                shutil.rmtree(work.root, ignore_errors=True)
+            failed += (tally.good == tally.of and not tally.wrong) == chosen.plant
+            skipped = f" (skipped: {'; '.join(tally.skipped)})" if tally.skipped else ""
+            print(f"| {name} | {figure.__doc__}{skipped} | {tally.good}/{tally.of} |", flush=True)
+            for wrong in tally.wrong[:3] if chosen.plant else tally.wrong:
+                print(f"{name}: {wrong}", file=sys.stderr)
+            print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import math
 import os
 import random
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from disks import content, corrupted, fill, flip, listing, missing_and_swapped, same, truncate, zero_page
 
-from unigen.checkpoints import CRASH_POINTS, CheckpointError, Checkpoints
+from unigen.checkpoints import CheckpointError, Checkpoints, ContentError
+from unigen.durable import append, write_whole
 
 ROOT = Path(__file__).parents[1]
-
-
-def content(seed: int) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator)
-
-    return {
-        "pair": {"model.weight": draw(30, 20), "model.bias": draw(20).double(), "count": torch.tensor(seed)},
-        "optimizers": {"theta": {"lr": 0.1, "betas": (0.9, 0.999), "moments": {"model.weight": draw(30, 20)}}},
-        "random": {"torch": torch.randint(0, 256, (2000,), generator=generator).to(torch.uint8)},
-        "step": seed,
-        "history": [[1 / 3, -1e-300], [], None, True, "π"],
-    }
-
-
-def same(left, right) -> bool:
-    if isinstance(left, torch.Tensor):
-        return left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, dict):
-        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
-    return left == right and type(left) is type(right)
-
-
-def fill(directory: Path, *steps: int, **settings) -> Checkpoints:
-    kept = Checkpoints(directory, **settings)
-    for step in steps:
-        kept.save(step, content(step))
-    return kept
-
-
-def listing(directory: Path) -> dict[str, str]:
-    """Return the hash of every file below a directory."""
-    files = (file for file in sorted(directory.rglob("*")) if file.is_file())
-    return {str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path):
@@ -140,7 +102,7 @@ def test_a_tensor_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path,
     bad = content(2)
     bad["pair"]["model.weight"] = bad["pair"]["model.weight"].to(dtype)
     bad["pair"]["model.weight"][3, 4] = value
-    with pytest.raises(CheckpointError, match=r"step 2.*pair: model.weight is not finite in 1 of its 600 entries"):
+    with pytest.raises(ContentError, match=r"step 2.*pair: model.weight is not finite in 1 of its 600 entries"):
         kept.save(2, bad)
     assert listing(tmp_path) == before
 
@@ -166,79 +128,35 @@ def test_what_a_checkpoint_cannot_hold_is_refused_by_name(tmp_path, part, words)
 # -- corruption --------------------------------------------------------------------------------------------------------
 
 
-def flip(data: bytearray, chance: random.Random) -> bytearray:
-    at = chance.randrange(8 * len(data))
-    data[at // 8] ^= 1 << at % 8
-    return data
-
-
-def truncate(data: bytearray, chance: random.Random) -> bytearray:
-    return data[: chance.randrange(len(data))]
-
-
-def zero_page(data: bytearray, chance: random.Random) -> bytearray:
-    start = 4096 * chance.randrange(-(-len(data) // 4096))
-    length = min(4096, len(data) - start)
-    data[start : start + length] = bytes(length)
-    return data
-
-
 @pytest.mark.parametrize("spoil", [flip, truncate, zero_page])
 def test_300_corruptions_of_a_file_are_all_detected_and_the_earlier_checkpoint_is_taken(tmp_path, spoil):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    tally = corrupted(spoil, 300, random.Random(seed), tmp_path)
+    assert (tally.good, tally.of, tally.wrong) == (300, 300, [])
+
+
+def test_every_missing_swapped_or_foreign_file_is_detected(tmp_path):
+    tally = missing_and_swapped(tmp_path)
+    assert tally.good == tally.of == 16 and not tally.wrong
+
+
+@pytest.mark.parametrize("spoil", ["missing", "swapped"])
+def test_the_reason_of_a_rejection_is_told(tmp_path, spoil):
     kept = fill(tmp_path, 1, 2)
-    files = sorted(kept.path(2).iterdir())
-    sizes = [file.stat().st_size for file in files]
-    wanted = content(1)
-    detected = 0
-    for trial in range(300):
-        file = files[trial % len(files)] if trial < 50 else chance.choices(files, sizes)[0]
-        good = file.read_bytes()
-        spoilt = bytes(spoil(bytearray(good), chance))
-        assert spoilt != good
-        file.write_bytes(spoilt)
-        found = kept.load()
-        detected += found.step == 1 and list(found.rejected) == ["step-000000000002"] and same(found.content, wanted)
-        file.write_bytes(good)
-    assert detected == 300
-    assert kept.load().step == 2
-
-
-def test_every_missing_file_is_detected(tmp_path):
-    kept = fill(tmp_path, 1, 2)
-    for file in sorted(kept.path(2).iterdir()):
-        good = file.read_bytes()
-        file.unlink()
-        found = kept.load()
-        assert found.step == 1 and f"{file.name} is missing" in found.rejected["step-000000000002"]
-        file.write_bytes(good)
-
-
-def test_every_file_swapped_with_another_steps_is_detected(tmp_path):
-    kept = fill(tmp_path, 1, 2, 3, keep=3)
-    for file in sorted(kept.path(3).iterdir()):
-        other = kept.path(2) / file.name
-        mine, theirs = file.read_bytes(), other.read_bytes()
-        file.write_bytes(theirs)
-        other.write_bytes(mine)
-        found = kept.load()
-        assert found.step == 1 and list(found.rejected) == ["step-000000000003", "step-000000000002"]
-        file.write_bytes(mine)
-        other.write_bytes(theirs)
-    kept.path(3).rename(tmp_path / "aside")
-    kept.path(2).rename(kept.path(3))
-    (tmp_path / "aside").rename(kept.path(2))
-    assert "manifest is that of step 2" in kept.load().rejected["step-000000000003"]
+    if spoil == "missing":
+        (kept.path(2) / "pair.safetensors").unlink()
+        assert "pair.safetensors is missing" in kept.load().rejected["step-000000000002"]
+    else:
+        kept.path(2).rename(tmp_path / "aside")
+        kept.path(1).rename(kept.path(2))
+        (tmp_path / "aside").rename(kept.path(1))
+        with pytest.raises(CheckpointError, match="manifest is that of step 1"):
+            kept.load()
 
 
 def test_another_runs_checkpoint_is_rejected_by_the_name_of_what_differs(tmp_path):
-    mine = fill(tmp_path / "mine", 1, run={"routine": "vae", "seed": 0})
-    theirs = fill(tmp_path / "theirs", 2, run={"routine": "vae", "seed": 1})
-    shutil.copytree(theirs.path(2), mine.path(2))
-    found = mine.load()
-    assert found.step == 1 and "whose seed is 1 and not 0" in found.rejected["step-000000000002"]
+    theirs = fill(tmp_path, 2, run={"routine": "vae", "seed": 1})
     with pytest.raises(CheckpointError, match="no checkpoint in .* is good .*whose seed is 1 and not 0"):
         Checkpoints(theirs.directory, run={"routine": "vae", "seed": 0}).load()
 
@@ -303,116 +221,7 @@ def test_no_code_of_the_package_reads_or_writes_a_pickle():
                 assert node.value.id != "torch", f"{file}:{node.lineno}"
 
 
-# -- kills and disks ---------------------------------------------------------------------------------------------------
-
-CHILD = """
-import os, resource, shutil, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_checkpoints import content, fill, listing
-from unigen.checkpoints import CRASH_POINTS, CheckpointError, Checkpoints
-
-def child(work):
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-def refused(kept, step):
-    try:
-        kept.save(step, content(step))
-    except CheckpointError as error:
-        os.write(1, f"{{error}}\\n".encode())
-        return 1
-    return 0
-"""
-
-
-def run(script: str, tmp_path: Path) -> str:
-    """Run a script that forks its victims in one fresh process, and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    code = CHILD.format(tests=str(ROOT / "tests")) + script
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-KILLS = """
-good, whole = 0, fill(Path("whole"), 1, 2)
-for point in CRASH_POINTS:
-    for trial in range(10):
-        where = Path(f"{point}-{trial}")
-        shutil.copytree(whole.directory, where)
-        kept = Checkpoints(where)
-        def save():
-            os.environ["UNIGEN_CRASH_AT"] = point
-            kept.save(3, content(3))
-            return 0
-        assert child(save) == 137, point
-        stale = sorted(entry.name for entry in where.iterdir() if entry.name.startswith("."))
-        complete = point in ("after-rename", "during-prune")
-        assert bool(stale) == (point not in ("before-temporary", "after-rename")), (point, stale)
-        found = kept.load()
-        assert found.step == (3 if complete else 2) and not found.rejected, (point, found)
-        assert len(kept.steps()) >= 2
-        assert not [entry for entry in where.iterdir() if entry.name.startswith(".")], point
-        kept.save(4, content(4))
-        assert kept.load().step == 4 and len(kept.steps()) == 2
-        good += 1
-print(good)
-"""
-
-
-def test_a_kill_at_every_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp_path):
-    assert int(run(KILLS, tmp_path)) == 10 * len(CRASH_POINTS)
-
-
-FULL = """
-kept = fill(Path("run"), 1, 2)
-before = listing(Path("run"))
-count = 0
-largest = max(file.stat().st_size for file in kept.path(2).iterdir())
-for limit in [1, largest - 1] + [largest * k // 10 for k in range(1, 9)]:
-    def save():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return refused(kept, 3)
-    assert child(save) == 1, limit
-    assert listing(Path("run")) == before
-    found = kept.load()
-    assert found.step == 2 and not found.rejected
-    count += 1
-print(count)
-"""
-
-
-def test_a_full_disk_is_a_clear_error_and_the_earlier_checkpoints_stay(tmp_path):
-    *words, count = run(FULL, tmp_path).splitlines()
-    assert int(count) == 10 == len(words)
-    assert all("bytes) could not be written to run/step-000000000003: File too large" in line for line in words)
-
-
-def test_a_directory_without_permission_is_a_clear_error(tmp_path):
-    script = """
-kept = fill(Path("run"), 1, 2)
-before = listing(Path("run"))
-for file in [Path("run"), *Path("run").rglob("*")]:
-    file.chmod(0o555)
-def save():
-    if os.geteuid() == 0:
-        os.setuid(65534)
-    return refused(kept, 3)
-assert child(save) == 1
-assert listing(Path("run")) == before and kept.load().step == 2
-for file in [Path("run"), *Path("run").iterdir()]:
-    file.chmod(0o755)
-"""
-    assert "bytes) could not be written to run/step-000000000003: Permission denied" in run(script, tmp_path)
+# -- disks: their refusals and the kills during a save are figures of tests/stress.py -----------------------------------
 
 
 def test_a_directory_that_vanished_is_a_clear_error_and_is_not_made_anew(tmp_path):
@@ -424,3 +233,55 @@ def test_a_directory_that_vanished_is_a_clear_error_and_is_not_made_anew(tmp_pat
         kept.load()
     assert not (tmp_path / "run").exists()
     assert same(Checkpoints(tmp_path / "elsewhere").load().content, content(1))
+
+
+@pytest.mark.parametrize("function", ["write", "fsync", "mkdir", "rename"])
+def test_an_error_of_the_disk_names_path_bytes_and_reason_and_leaves_nothing(tmp_path, monkeypatch, function):
+    kept = fill(tmp_path, 1, 2)
+    before = listing(tmp_path)
+
+    def failing(*arguments, **keywords):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, function, failing)
+    with pytest.raises(
+        CheckpointError, match=r"step 3 \(\d{4,} bytes\) could not be written to .*: Input/output error"
+    ):
+        kept.save(3, content(3))
+    monkeypatch.undo()
+    assert listing(tmp_path) == before
+    kept.save(3, content(3))
+    assert kept.load().step == 3
+
+
+def test_a_system_that_takes_few_bytes_at_a_time_still_gets_all(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:777]))
+    kept = fill(tmp_path, 1)
+    write_whole(tmp_path / "file", b"x" * 5000)
+    append(tmp_path / "file", b"y" * 3000)
+    monkeypatch.undo()
+    assert same(kept.load().content, content(1))
+    assert (tmp_path / "file").read_bytes() == b"x" * 5000 + b"y" * 3000
+
+
+# -- a finished run keeps the last -------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_keeps_its_last_checkpoint_alone(tmp_path):
+    kept = fill(tmp_path, 1, 2, 3, keep=3)
+    kept.keep_last()
+    assert kept.steps() == [3] and same(kept.load().content, content(3))
+    kept.keep_last()
+    kept.save(4, content(4))
+    assert kept.steps() == [3, 4]
+    Checkpoints(tmp_path / "none").keep_last()
+
+
+def test_where_the_last_checkpoint_is_damaged_the_older_ones_stay(tmp_path):
+    kept = fill(tmp_path, 1, 2)
+    file = kept.path(2) / "pair.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="the older checkpoints of .*step-000000000002 stay: pair.safetensors"):
+        kept.keep_last()
+    assert kept.steps() == [1, 2] and kept.load().step == 1

@@ -1,132 +1,240 @@
-"""A comparison that is killed and started again by the same command writes what the one left alone writes."""
+"""A comparison that was stopped, for one reason or another, and is started again by the same command.
+
+That it writes the same files after kills and signals at any instant is a figure of tests/stress.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from kills import written
 
-from unigen.lock import locked
-from unigen.runs import keep_metrics_before
-
-ROOT = Path(__file__).parents[1]
-TINY = [
-    "--hidden",
-    "16",
-    "--steps",
-    "30",
-    "--batch-size",
-    "32",
-    "--particles",
-    "3",
-    "--test-size",
-    "40",
-    "--seeds",
-    "0",
-]
-ROUTINES = ["--data", "ring", "--routines", "wake_sleep", "reweighted_wake_sleep", "gan"]
-
-KILLER = """
-import contextlib, io, os, random, signal, sys, time
-import torch, torch._dynamo
+from unigen import routines
+from unigen.checkpoints import CheckpointError, ContentError
 from unigen.cli import main
-torch.set_num_threads(1)
-sent, root = signal.Signals[sys.argv[1]], sys.argv[2]
+from unigen.compare import compare
+from unigen.describe import describe
+from unigen.durable import write_json
+from unigen.failures import outside
+from unigen.lock import locked
+from unigen.networks import fingerprint
+from unigen.pair import PairError
+from unigen.planning import Arm, build_pair, plan
+from unigen.results import read_runs
+from unigen.runs import keep_metrics_before
+from unigen.settings import Settings
+from unigen.training import TrainingError, fit
 
-def start(out):
-    child = os.fork()
-    if child == 0:
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                main([*sys.argv[3:], "--out", out])
-            except SystemExit as ended:
-                os._exit(ended.code or 0)
-            except BaseException:
-                os._exit(99)
-    return child
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-began = time.monotonic()
-assert end(start(root + "/alone")) == 0
-duration, code, kills = time.monotonic() - began, None, 0
-while code != 0:
-    child = start(root + "/killed")
-    until = time.monotonic() + (random.uniform(0.1, 0.5) * duration if kills < 5 else 100)
-    status = (0, 0)
-    while time.monotonic() < until and not status[0]:
-        time.sleep(0.001)
-        status = os.waitpid(child, os.WNOHANG)
-    if not status[0]:
-        os.kill(child, sent)
-        code = end(child)
-    else:
-        code = os.waitstatus_to_exitcode(status[1])
-    kills += code != 0
-    print(code, flush=True)
-"""
+TINY = "--hidden 16 --steps 30 --batch-size 32 --particles 3 --test-size 40 --seeds 0".split()
 
 
-def killed(sent: str, root: Path, *arguments: str) -> list[int]:
-    """Run a command once, then again while ending it by a signal until it is done; return the exit codes."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "1"}
-    command = [sys.executable, "-c", KILLER, sent, str(root), *arguments]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return [int(line) for line in ended.stdout.split()]
+def start(out: Path, *arguments: str) -> int:
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--data", "ring", "--routines", "vae", *TINY, "--out", str(out), *arguments])
+    return stopped.value.code or 0
 
 
-def written(out: Path) -> dict[str, object]:
-    """Return what a comparison wrote, without its times."""
-    found: dict[str, object] = {}
-    for folder in sorted(out.glob("*/seed-*")):
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        result = json.loads((folder / "result.json").read_text())
-        for entry in (*lines, result):
-            for name in [name for name in entry if name.startswith("seconds") or name == "notes"]:
-                del entry[name]
-        pictures = {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
-        weights = (folder / "weights.safetensors").read_bytes()
-        found[folder.parent.name] = (lines, result, pictures, weights)
-    return found
+def result_of(out: Path) -> dict:
+    return json.loads((out / "vae" / "seed-0" / "result.json").read_text())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("sent", [pytest.param("SIGKILL", marks=pytest.mark.slow), "SIGTERM"])
-def test_a_comparison_ended_at_random_instants_ends_in_the_same_files(tmp_path, sent):
-    codes = killed(sent, tmp_path, "compare", *ROUTINES, *TINY)
-    assert codes[-1] == 0 and set(codes[:-1]) <= {-signal.Signals[sent], 143}
-    print(codes, [json.loads(p.read_text())["notes"] for p in (tmp_path / "killed").glob("*/*/result.json")])
-    wanted = written(tmp_path / "alone")
-    assert len(wanted) == 3 and written(tmp_path / "killed") == wanted
-    assert (tmp_path / "killed" / "report.html").is_file()
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The files of a comparison that nothing happened to."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    assert start(out) == 0
+    return out
 
 
-def test_another_comparison_or_another_process_in_the_directory_is_refused(tmp_path, capsys):
-    from unigen.cli import main
+def test_a_run_has_its_whole_configuration_and_one_checkpoint(undisturbed):
+    folder = undisturbed / "vae" / "seed-0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["steps"] == 30 and config["settings"]["hidden"] == [16] and config["seed"] == 0
+    assert config["routine"]["key"] == "vae" and "Adam" in config["routine"]["optimizer"]
+    assert {"python", "torch", "jax", "pyro-ppl", "numpyro", "unigen"} <= set(config["versions"])
+    assert config["threads"] == torch.get_num_threads() and config["device"] == "cpu"
+    assert re.fullmatch("[0-9a-f]{64}", config["code"]) and re.fullmatch("[0-9a-f]{64}", config["data"]["fingerprint"])
+    pair = build_pair(plan(Settings(**SETTINGS)), Arm("vae", "vae", routines.vae, "latent"), 0)
+    assert config["weights"] == fingerprint(pair)
+    (last,) = (folder / "checkpoints").glob("step-*")
+    environment = json.loads((last / "content.json").read_text())["environment"]
+    assert environment == {name: config[name] for name in environment}
+
+
+SETTINGS = {
+    "data": "ring",
+    "routines": ("vae",),
+    "seeds": (0,),
+    "hidden": (16,),
+    "steps": 30,
+    "batch_size": 32,
+    "out": "never-written",
+}
+
+OUTSIDE = {
+    "a full disk": OSError(28, "No space left on device", "metrics.jsonl"),
+    "a checkpoint that cannot be written": CheckpointError("the checkpoint of step 9 (5 bytes) could not be written"),
+    "memory of python": MemoryError(),
+    "memory of torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "memory of the CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+}
+OWN = {
+    "numbers that are not finite": TrainingError("phase '1 climb elbo' has value nan at step 3; try"),
+    "a state that no checkpoint may hold": ContentError("no checkpoint of step 9 was written: pair: x is not finite"),
+    "a wrong pairing": PairError("site 'z' is sampled twice"),
+    "a division": FloatingPointError("a division by zero"),
+}
+
+
+def failing(error: Exception, steps: int):
+    """Return ``fit`` with a callback that raises at a step."""
+
+    def fitted(*arguments, callbacks, **keywords):
+        def stop(state, history):
+            if state.step == steps:
+                raise error
+
+        return fit(*arguments, callbacks=[*callbacks, stop], **keywords)
+
+    return fitted
+
+
+@pytest.mark.parametrize("reason", OUTSIDE)
+def test_a_run_that_something_outside_stopped_goes_on_at_the_next_start(
+    tmp_path, undisturbed, monkeypatch, capsys, reason
+):
+    error, out = OUTSIDE[reason], tmp_path / "out"
+    assert outside(error)
+    monkeypatch.setattr("unigen.compare.fit", failing(error, 11))
+    assert start(out) == 1
+    assert "vae, seed 0 failed: " in (said := capsys.readouterr().err) and "the same command tries it again" in said
+    found = result_of(out)
+    words = "out of memory" if "memory" in reason else str(getattr(error, "strerror", None) or error)
+    assert found["status"] == "stopped" and words in found["error"] and words in said
+    assert [run.status for run in read_runs(out)] == ["incomplete"]
+    monkeypatch.undo()
+    assert start(out) == 0
+    assert result_of(out)["notes"] == ["resumed at step 10"]
+    assert written(out) == written(undisturbed)
+
+
+@pytest.mark.parametrize("reason", OWN)
+def test_a_run_that_failed_by_itself_is_recorded_and_not_tried_again(
+    tmp_path, undisturbed, monkeypatch, capsys, reason
+):
+    error, out = OWN[reason], tmp_path / "out"
+    assert not outside(error)
+    monkeypatch.setattr("unigen.compare.fit", failing(error, 11))
+    assert start(out) == 1
+    monkeypatch.setattr("unigen.compare.fit", None)  # nobody may train it now
+    capsys.readouterr()
+    assert start(out) == 1
+    said = capsys.readouterr().err
+    assert str(error) in said and f"it is not tried again unless you delete {out}/vae/seed-0" in said
+    assert result_of(out)["status"] == "failed" and [run.status for run in read_runs(out)] == ["failed"]
+    monkeypatch.undo()
+    shutil.rmtree(out / "vae" / "seed-0")
+    assert start(out) == 0
+    assert written(out) == written(undisturbed)
+
+
+def test_a_fault_of_the_program_is_not_taken_for_one_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("unigen.compare.fit", failing(TypeError("a mistake"), 11))
+    with pytest.raises(TypeError, match="a mistake"):
+        main(["compare", "--data", "ring", "--routines", "vae", *TINY, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "vae" / "seed-0" / "result.json").exists()
+
+
+@pytest.mark.parametrize("place", ["log_likelihood", "sample", "save_samples", "save_weights"])
+def test_a_run_that_was_stopped_after_its_training_is_only_evaluated(tmp_path, undisturbed, monkeypatch, place):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    if place == "log_likelihood":
+        monkeypatch.setattr("unigen.compare._Log._due", lambda self, step, seconds: 0)
+    monkeypatch.setattr(f"unigen.compare.{place}", full)
+    out = tmp_path / "out"
+    assert start(out) == 1 and result_of(out)["status"] == "stopped"
+    monkeypatch.undo()
+    assert start(out) == 0
+    assert result_of(out)["notes"] == ["resumed at step 30"]
+    if place != "log_likelihood":
+        assert written(out) == written(undisturbed)
+
+
+def test_where_no_checkpoint_is_good_the_run_is_not_begun_anew_silently(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr("unigen.compare.fit", failing(OSError(5, "Input/output error"), 11))
+    assert start(out) == 1
+    monkeypatch.undo()
+    for file in out.rglob("pair.safetensors"):
+        file.write_bytes(b"")
+    capsys.readouterr()
+    assert start(out) == 1
+    assert "no checkpoint in " in (said := capsys.readouterr().err) and "the same command tries it again" in said
+
+
+def test_a_full_disk_that_takes_no_result_either_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(handle, data):
+        raise OSError(28, "No space left on device")
 
     out = tmp_path / "out"
+    planned = plan(Settings(**SETTINGS | {"out": str(out)}))
+    described = describe(planned)
+    out.mkdir()
+    write_json(out / "config.json", described)
+    monkeypatch.setattr(os, "write", full)
+    (result,) = compare(planned, described, progress=False)
+    monkeypatch.undo()
+    assert result["status"] == "stopped"
+    assert re.search(r"\d+ bytes could not be written to .*config.json: No space left on device", result["error"])
+    assert not list(out.rglob("result.json")) and not list(out.rglob("*.tmp"))
 
-    def run(*arguments: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["compare", "--routines", "vae", *TINY, "--out", str(out), *arguments])
-        return stopped.value.code or 0, capsys.readouterr().err
 
-    assert run()[0] == 0
+def test_a_finished_comparison_trains_and_evaluates_nothing(undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path / "out")
+    for name in ("fit", "log_likelihood", "sample", "train_classifier", "build_pair"):
+        monkeypatch.setattr(f"unigen.compare.{name}", None)
+    assert start(tmp_path / "out") == 0
+
+
+def test_a_finished_run_whose_result_is_deleted_is_evaluated_from_its_one_checkpoint(undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    for name in ("result.json", "weights.safetensors", "samples.png"):
+        (out / "vae" / "seed-0" / name).unlink()
+    assert start(out) == 0
+    assert written(out) == written(undisturbed) and result_of(out)["notes"] == ["resumed at step 30"]
+
+
+def test_what_a_killed_process_was_writing_is_removed(undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    left = out / "vae" / "seed-0" / ".weights.safetensors.123.tmp"
+    left.write_bytes(b"half")
+    assert start(out) == 0
+    assert not left.exists()
+
+
+def test_another_comparison_or_another_process_in_the_directory_is_refused(undisturbed, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    assert run()[0] == 0
+    assert start(out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
-    code, words = run("--steps", "31")
-    assert code == 2 and "holds another comparison, whose steps is 30 and not 31" in words
+    capsys.readouterr()
+    assert start(out, "--batch-size", "31") == 2
+    assert "holds another comparison, whose batch-size is 32 and not 31" in capsys.readouterr().err
     with locked(out):
-        code, words = run()
-    assert code == 2 and f"is in use by process {os.getpid()}" in words
+        assert start(out) == 2
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_metrics_from_a_step_on_and_a_torn_line_are_dropped(tmp_path):

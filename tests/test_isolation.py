@@ -5,20 +5,17 @@ hold batch norm, so that a program that runs without being moved would show in i
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from families import CATALOGUE, FAMILIES
+from torch import Tensor
 
 from unigen import routines
 from unigen.engines import eager
 from unigen.engines.checks import check
-from unigen.networks import Baseline, Networks
 from unigen.objectives import elbo, iwae, log_p
 from unigen.pair import Pair
-from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.phases import (
     PHI,
     PSI,
@@ -34,87 +31,6 @@ from unigen.phases import (
 )
 
 GROUPS = THETA + PHI + PSI
-ROWS, DIMENSION, LATENT = 4, 6, 2
-
-
-class RowNorm(nn.Module):
-    """Batch norm over all leading dimensions, (..., width) -> (..., width), so that particles may lead."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-
-
-class Scalar(nn.Module):
-    """A psi network f(x), (..., D) -> (...), with batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Linear(DIMENSION, 5), RowNorm(5), nn.Tanh(), nn.Linear(5, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).squeeze(-1)
-
-
-def normalized_networks() -> Networks:
-    generator = nn.Sequential(nn.Linear(LATENT, 5), RowNorm(5), nn.Tanh(), nn.Linear(5, DIMENSION))
-    trunk = nn.Sequential(nn.Linear(DIMENSION, 5), RowNorm(5), nn.Tanh())
-    return Networks(generator, trunk, LATENT, (DIMENSION,), 5)
-
-
-def networks_of_psi() -> dict[str, nn.Module]:
-    return {"critic": Scalar(), "constraint": Scalar(), "baseline": Baseline(DIMENSION, (5,))}
-
-
-def bits() -> Tensor:
-    return (torch.rand(ROWS, DIMENSION) < 0.5).float()
-
-
-def _latent() -> tuple[Pair, Tensor]:
-    return latent(normalized_networks(), "bernoulli", networks_of_psi()), bits()
-
-
-def _adversarial() -> tuple[Pair, Tensor]:
-    return adversarial(normalized_networks(), "bernoulli", networks_of_psi()), bits()
-
-
-def _sigmoid_belief() -> tuple[Any, Tensor]:
-    pair: Any = sigmoid_belief(DIMENSION, (4, 3), psi=networks_of_psi())
-    pair.model.down[0] = nn.Sequential(pair.model.down[0], RowNorm(DIMENSION))
-    pair.guide.up[0] = nn.Sequential(pair.guide.up[0], RowNorm(4))
-    return pair, bits()
-
-
-def _mixture() -> tuple[Any, Tensor]:
-    x = torch.randn(ROWS, DIMENSION)
-    pair: Any = mixture(3, x)
-    pair.guide.linear = nn.Sequential(pair.guide.linear, RowNorm(3))
-    pair.psi.update(networks_of_psi())
-    return pair, x
-
-
-def _flow() -> tuple[Pair, Tensor]:
-    x = torch.randn(ROWS, DIMENSION)
-    pair = flow(DIMENSION, steps=2, hidden=(5,), start=x)
-    pair.psi.update(networks_of_psi())
-    return pair, x
-
-
-def _rbm() -> tuple[Pair, Tensor]:
-    return rbm(DIMENSION, 3), bits()
-
-
-FAMILIES: dict[str, Callable[[], tuple[Pair, Tensor]]] = {
-    "latent": _latent,
-    "adversarial": _adversarial,
-    "sigmoid_belief": _sigmoid_belief,
-    "mixture": _mixture,
-    "flow": _flow,
-    "rbm": _rbm,
-}
 
 
 def first_pixels(draw) -> Tensor:
@@ -156,16 +72,6 @@ VARIANTS: list[tuple[str, Routine, str]] = [
         (f"f_gan {name}", routines.f_gan(name), "adversarial")
         for name in ("kullback_leibler", "reverse_kullback_leibler", "pearson", "neyman", "squared_hellinger", "gan")
     ),
-]
-# on a GAN posterior regularization has its implicit form alone: the explicit one reads a density
-CATALOGUE = [
-    (
-        f"{name} on {family}",
-        routine(implicit=True) if (name, family) == ("posterior_regularization", "adversarial") else routine,
-        family,
-    )
-    for name, routine in routines.catalogue().items()
-    for family in routine.pairs
 ]
 PERSISTENT = routines.contrastive_divergence(2, persistent=True)
 CASES = [*CATALOGUE, *VARIANTS, ("persistent, two sweeps", PERSISTENT, "rbm")]
@@ -252,7 +158,7 @@ def test_a_check_changes_nothing(routine, family):
 
 
 def test_a_refused_check_changes_nothing_either():
-    pair, x = _latent()
+    pair, x = FAMILIES["latent"]()
     optimizers = optimizers_of(pair)
     before = {group: state_of(pair, optimizers, group) for group in GROUPS}
     stream = torch.get_rng_state()
@@ -289,7 +195,7 @@ def test_a_program_that_runs_without_moving_keeps_its_buffers(family, phase, mod
 
 
 def test_buffers_of_a_moved_program_do_move():
-    pair, x = _latent()
+    pair, x = FAMILIES["latent"]()
     optimizers = optimizers_of(pair)
     before = [buffer.clone() for buffer in pair.model.generator.buffers()]
     eager.step(routines.vae, pair, optimizers, x)
@@ -297,7 +203,7 @@ def test_buffers_of_a_moved_program_do_move():
 
 
 def test_nvil_tracks_its_running_baseline_in_the_phase_of_psi_alone():
-    pair, x = _sigmoid_belief()
+    pair, x = FAMILIES["sigmoid_belief"]()
     optimizers = optimizers_of(pair)
     baseline = pair.psi["baseline"]
     eager.step((routines.nvil[0],), pair, optimizers, x)
@@ -307,7 +213,7 @@ def test_nvil_tracks_its_running_baseline_in_the_phase_of_psi_alone():
 
 
 def test_wgan_clips_the_moved_weights_alone():
-    pair, x = _adversarial()
+    pair, x = FAMILIES["adversarial"]()
     optimizers = optimizers_of(pair)
     before = [parameter.detach().clone() for parameter in pair.group("theta")]
     eager.step((routines.wgan[0],), pair, optimizers, x)
@@ -316,7 +222,7 @@ def test_wgan_clips_the_moved_weights_alone():
 
 
 def test_dry_objectives_leave_persistent_chains():
-    pair, x = _rbm()
+    pair, x = FAMILIES["rbm"]()
     eager.step(PERSISTENT, pair, optimizers_of(pair), x)
     (chain,) = pair.chains.values()
     before = chain.clone()

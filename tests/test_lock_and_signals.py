@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from unigen.cli import main
 from unigen.lock import DirectoryInUse, locked
-from unigen.signals import asked_to_end
+from unigen.signals import Ended, asked_to_end
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +93,54 @@ with asked_to_end() as asked:
 """
     ended = other(script)
     assert (ended.returncode, ended.stdout.split()) == (143, ["130"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_where_nothing_is_lost_a_signal_ends_on_the_spot(number, code):
+    former = signal.getsignal(number)
+    with pytest.raises(Ended, match=number.name) as raised, asked_to_end(at_once=True):
+        os.kill(os.getpid(), number)
+        raise AssertionError("went on")
+    assert raised.value.code == code and isinstance(raised.value, KeyboardInterrupt)
+    assert signal.getsignal(number) is former
+
+
+def test_a_signal_within_is_known_outside_too():
+    with asked_to_end(at_once=True) as outer:
+        with asked_to_end() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert inner() and outer.code == 143
+
+
+def test_a_second_signal_after_a_first_one_within_ends_the_process_at_once():
+    script = """
+import os, signal, time
+from unigen.signals import asked_to_end
+with asked_to_end(at_once=True):
+    with asked_to_end() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(asked.code, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+    print("still here", flush=True)
+"""
+    ended = other(script)
+    assert (ended.returncode, ended.stdout.split(), ended.stderr) == (130, ["143"], "")
+
+
+def test_a_signal_while_data_are_downloaded_ends_the_command_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    class Answer(contextlib.nullcontext):
+        def read(self, *size: int) -> bytes:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("went on")
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **keywords: Answer(Answer()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNIGEN_DATA", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--data", "mnist", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 143 and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "the same command" in capsys.readouterr().err
 
 
 def test_outside_the_main_thread_nothing_is_touched():

@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 import torch
-from resuming import ARMS, arm, data, digest, only, scramble
+from resuming import ARMS, arm, data, digest
+from sameness import cuts, run
 
 from unigen import fit
 from unigen.checkpoints import CheckpointError, Checkpoints
@@ -18,8 +19,6 @@ from unigen.resume import ResumeWarning
 from unigen.snapshots import capture_streams, restore_streams
 from unigen.training import Falling, Interrupted, TrainingError
 
-STEPS = 9  # three epochs of three batches
-
 
 @pytest.fixture(autouse=True)
 def _every_stream_as_found():
@@ -28,50 +27,10 @@ def _every_stream_as_found():
     restore_streams(before)
 
 
-def run(name: str, seed: int = 0, loader=None, **settings):
-    """Run an arm for three epochs with a falling learning rate; records are two steps apart, so that cuts fall between."""
-    pair, routine, own = arm(name, seed)
-    settings = {"steps": STEPS, "record_every": 2, "schedule": Falling(1e-5), "progress": False, **settings}
-    return fit(own if loader is None else loader, routine, pair, **settings)
-
-
-class Recording:
-    """A loader that notes which batches it was asked for."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader, self.asked = loader, []
-        self.seed, self.batch_size, self.dataset = loader.seed, loader.batch_size, loader.dataset
-
-    def at(self, index: int) -> torch.Tensor:
-        self.asked.append(index)
-        return self.loader.at(index)
-
-
 @pytest.mark.parametrize("name", ARMS)
 def test_a_cut_at_every_step_ends_in_the_same_bits_and_sees_the_same_data(tmp_path, name):
-    scramble()
-    start = capture_streams()
-    state, plain = run(name)
-    wanted = digest(state)
-    restore_streams(start)
-    every = Checkpoints(tmp_path / "every", keep=STEPS + 1)
-    whole = Recording(arm(name)[2])
-    state, history = run(name, loader=whole, checkpoints=every, checkpoint_every=1)
-    assert digest(state) == wanted, "checkpoints changed the run"
-    assert (history.steps, history.values) == (plain.steps, plain.values)
-    assert every.steps() == list(range(1, STEPS + 1))
-    for cut in range(1, STEPS):
-        scramble()
-        rest = Recording(whole.loader)
-        kept = only(every, cut, Checkpoints(tmp_path / str(cut)))
-        state, resumed = run(name, seed=1, loader=rest, checkpoints=kept, checkpoint_every=100)
-        assert digest(state) == wanted, f"cut at step {cut}"
-        assert (resumed.steps, resumed.values) == (plain.steps, plain.values)
-        assert resumed.notes == [f"resumed at step {cut}"]
-        assert whole.asked[: cut * ARMS[name][0].batches] + rest.asked == whole.asked
-    rows = [row for index in whole.asked for row in whole.loader.indices(*divmod(index, 3)).tolist()]
-    epochs = len(whole.asked) // 3
-    assert sorted(rows) == sorted(list(range(58)) * epochs) and epochs >= 3
+    for tally in cuts(name, tmp_path):
+        assert tally.good == tally.of == 8 and not tally.wrong
 
 
 @pytest.mark.parametrize("spoil", ["bytes", "missing"])

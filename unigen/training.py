@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,8 @@ __all__ = [
     "Interrupted",
     "State",
     "TrainingError",
+    "Wanted",
+    "course",
     "engine_named",
     "fit",
     "optimizers_for",
@@ -170,6 +173,67 @@ def fit(
     ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a checkpoint
     cannot be written or none is good. A ``StopIteration`` from a callback ends the run early.
     """
+    running = course(
+        loader,
+        routine,
+        pair,
+        optimizers,
+        steps=steps,
+        seconds=seconds,
+        engine=engine,
+        schedule=schedule,
+        callbacks=callbacks,
+        record_every=record_every,
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        interrupted=interrupted,
+        progress=progress,
+    )
+    advance, phases = engine_named(engine).advance, tuple(routine)
+    try:
+        wanted = next(running)
+        while True:
+            began = time.perf_counter()
+            try:
+                values = advance(phases, wanted.state.pair, wanted.state.optimizers, wanted.batches, wanted.rates)
+            except (ValueError, RuntimeError, ArithmeticError) as error:
+                wanted = running.throw(error)
+            else:
+                wanted = running.send((values, time.perf_counter() - began))
+    except StopIteration as ended:
+        result: tuple[State, History] = ended.value
+        return result
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a course wants an engine to do: a step of its routine on each of ``batches``, with the learning rates ``rates``."""
+
+    state: State
+    batches: list[list[Any]]
+    rates: list[list[float]] | None
+
+
+def course(
+    loader: Any,
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: dict[str, torch.optim.Optimizer] | None = None,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    engine: str = "eager",
+    schedule: Callable[[float, float], float] | None = None,
+    callbacks: Iterable[Callback] = (),
+    record_every: int | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
+    progress: bool | str = True,
+) -> Generator[Wanted, tuple[Tensor, float], tuple[State, History]]:
+    """Run ``fit`` without its engine: yield what is wanted, be sent the values (steps, phases) and the seconds they took."""
     if steps is None and seconds is None:
         raise ValueError("fit needs a budget: steps=... or seconds=...")
     if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
@@ -208,16 +272,16 @@ def fit(
                     (state.step + number) / steps if steps else spent / (seconds or 1.0) for number in range(ahead)
                 ]
                 falling = [[schedule(lr, fraction) for lr in rates] for fraction in fractions]
+            prepared = time.perf_counter() - began
             try:
-                values = module.advance(phases, pair, state.optimizers, batches, falling)
+                values, taken = yield Wanted(state, batches, falling)
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 watch.failed(state, error, batches)
                 raise
             watch(state, values, batches)
             state.step += ahead
             total, count = _plus(total, values), count + ahead
-            pace = (time.perf_counter() - began) / ahead
-            spent += pace * ahead
+            spent, pace = spent + prepared + taken, taken / ahead
             bar.update(ahead)
             if state.step % every == 0 or state.step == steps:
                 watch.settle()
@@ -238,8 +302,9 @@ def fit(
     watch.settle()
     if total is not None:
         _record(state, history, spent, total / count)
-        for callback in callbacks:
-            callback(state, history)
+        with contextlib.suppress(StopIteration):
+            for callback in callbacks:
+                callback(state, history)
     if keeper is not None:
         keeper.save(state, history, spent, None, 0, stopped)
     return state, history

@@ -455,18 +455,18 @@ def by_name(text: str) -> Routine:
     known = catalogue()
     name, _, settings = text.strip().partition("(")
     if name not in known:
-        raise ValueError(f"no routine {name!r}; {nearest(name, known)}")
+        raise ValueError(f"no routine {name!r:.80}; {nearest(name[:80], known)}")
     if not settings:
         return known[name]
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise SyntaxError
         arguments = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        raise ValueError(f"cannot read routine {text!r}; write it as {name}(5) or {name}(name=value)") from None
+        raise ValueError(f"cannot read routine {text!r:.80}; write it as {name}(5) or {name}(name=value)") from None
     try:
         return known[name](*arguments, **named)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"routine {text!r}: {error}") from None
+        raise ValueError(f"routine {text!r:.80}: {error}") from None

@@ -12,8 +12,18 @@ from gaussians import ExactGuide, Line
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair
 from unigen.evaluate import log_likelihood, reconstruct, sample
-from unigen.networks import networks
-from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.evaluate.annealing import Annealing, simulate
+from unigen.evaluate.figure import Refused
+from unigen.evaluate.likelihood import (
+    enumerated_log_likelihood,
+    importance_weighted_curve,
+    importance_weighted_sandwich,
+    log_importance_weights,
+)
+from unigen.evaluate.observation import gaussian_observation_log_likelihood, kernel_density_estimate
+from unigen.networks import fingerprint, networks
+from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.streams import isolated
 
 
 @pytest.fixture
@@ -102,3 +112,128 @@ def test_evaluation_leaves_the_random_stream_alone():
     sample(pair, 5, rows)
     reconstruct(pair, rows)
     assert torch.equal(before, torch.get_rng_state())
+
+
+# -- the curve of bounds, exact sums, bounds on simulated data ---------------------------------------------------------
+
+
+@pytest.fixture
+def seed():
+    """A fresh seed, printed where a test fails."""
+    value = torch.seed() % 2**31
+    print(f"seed {value}")
+    return value
+
+
+def test_the_curve_rises_and_ends_in_the_single_bound(seed):
+    line = Line()
+    x = torch.randn(300, 3, dtype=torch.float64)
+    weights = log_importance_weights(Pair(line, ExactGuide(line, 1.5)), x, 100, seed)
+    elbo, ten, all_of_them = importance_weighted_curve(weights, (1, 10, 100))
+    exact = line.exact(x)
+    assert torch.allclose(all_of_them.per_datum, torch.logsumexp(weights, 0) - math.log(100))
+    assert torch.allclose(elbo.per_datum, weights.mean(0))
+    for lower, upper in ((elbo.per_datum, ten.per_datum), (ten.per_datum, all_of_them.per_datum)):
+        difference = upper - lower  # of the same weights: Jensen's inequality holds for each datum, up to rounding
+        assert (difference > -1e-12).all() and difference.mean() > 0
+    gap = all_of_them.per_datum - exact
+    assert abs(gap.mean()) < 0.1 and gap.mean() < 6 * gap.std() / math.sqrt(300)
+    with pytest.raises(ValueError, match="K = 101"):
+        importance_weighted_curve(weights, (101,))
+
+
+def test_weights_in_pieces_are_as_many(monkeypatch):
+    line = Line()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    monkeypatch.setattr(likelihood_module, "MOST_VALUES_AT_ONCE", 40)
+    weights = log_importance_weights(Pair(line, ExactGuide(line)), x, 7)
+    assert weights.shape == (7, 5) and (weights - line.exact(x)).abs().max() < 1e-10
+
+
+def tables(pair):
+    """Return log p(x) of every x of a belief network of 4, 3 and 2 bits, by sums written out."""
+    bits = {size: torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * size) for size in (4, 3, 2)}
+    x, low, high = (bits[size].double() for size in (4, 3, 2))
+    (w, b), (v, c) = ((layer.weight.double(), layer.bias.double()) for layer in pair.model.down)
+
+    def mass(logits, value):
+        return torch.prod(torch.sigmoid(torch.where(value > 0, logits, -logits)), -1)
+
+    top = mass(pair.model.top.double(), high)
+    middle = mass((2 * high - 1) @ v.T + c, low[:, None])  # (low, high)
+    bottom = mass((2 * low - 1) @ w.T + b, x[:, None])  # (x, low)
+    return x, torch.log(bottom @ middle @ top).detach()
+
+
+def test_a_small_belief_network_is_summed_and_bounded_from_both_sides(seed):
+    pair = sigmoid_belief(4, (3, 2), seed=seed)
+    pair.double()
+    x, exact = tables(pair)
+    found = enumerated_log_likelihood(pair, x)
+    assert found.kind == "exact" and (found.per_datum - exact).abs().max() < 1e-10
+    both = importance_weighted_sandwich(pair, x, 400, 50, seed)
+    # E[upper - lower] >= 0 and both are within the gap of the mean of log p(x) over the data that were simulated
+    entropy = float((exact.exp() * exact).sum())
+    spread = float((exact.exp() * (exact - entropy).square()).sum().sqrt()) / 20
+    assert both.gap.value < 0.2 and both.gap.value > -6 * both.gap.standard_error
+    assert both.lower.value - 6 * spread < entropy < both.upper.value + 6 * spread
+
+
+def test_one_posterior_sample_makes_an_upper_bound_and_a_guide_sample_does_not(seed):
+    line = Line()
+    pair = Pair(line, ExactGuide(line, 0.5, 1.0))
+    like = torch.zeros(1, 3, dtype=torch.float64)
+    both = importance_weighted_sandwich(pair, like, 500, 4, seed)
+    with isolated(seed):
+        exact = line.exact(simulate(pair, {"x": like}, 0, 500)[1]["x"])
+    above, below = both.upper.per_datum - exact, both.lower.per_datum - exact
+    assert above.mean() > 6 * above.std() / math.sqrt(500)  # so poor a guide leaves bounds that are far apart
+    assert below.mean() < -6 * below.std() / math.sqrt(500)
+
+
+def test_refusals_are_sentences():
+    shared = networks("mlp", (1, 8, 8), 2, hidden=(4,))
+    rows = torch.zeros(2, 64)
+    for call in (log_importance_weights, importance_weighted_sandwich):
+        for pair in (adversarial(shared), flow(64), rbm(64, 30)):
+            with pytest.raises(Refused, match="guide"):
+                call(pair, rows, 2)
+    with pytest.raises(Refused, match="site 'z'"):
+        enumerated_log_likelihood(latent(shared.copy()), rows)
+
+
+# -- decoders without an observation model -----------------------------------------------------------------------------
+
+
+def linear_decoder():
+    shared = networks("mlp", (2,), 1, hidden=(), seed=3)
+    pair = adversarial(shared, Likelihood("normal", bounded=False))
+    return pair, shared.generator
+
+
+def test_observation_noise_is_tuned_and_its_likelihood_found(seed):
+    pair, generator = linear_decoder()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        shift, direction = generator(torch.zeros(1)), generator(torch.ones(1)) - generator(torch.zeros(1))
+        rows = generator(torch.randn(400, 1)) + 0.3 * torch.randn(400, 2)
+    before = fingerprint(pair)
+    found = gaussian_observation_log_likelihood(pair, rows[:100], rows[100:], Annealing(60, 8, 5), seed=seed)
+    assert fingerprint(pair) == before
+    scale = float(found.how.split("noise ")[1].split(",")[0])
+    # steps of 1.5 end within half a step of the best scale, and that is within another step of the truth at 7 sigma
+    assert 0.3 / 1.5**1.5 < scale < 0.3 * 1.5**1.5
+    covariance = torch.outer(direction, direction) + scale**2 * torch.eye(2)
+    exact = torch.distributions.MultivariateNormal(shift, covariance).log_prob(rows[:100])
+    assert (found.kind, found.name) == ("lower bound", "log p(x) with Gaussian observation noise")
+    assert abs(found.value - float(exact.mean())) < 0.05
+    with pytest.raises(Refused, match="decoder"):
+        gaussian_observation_log_likelihood(flow(2), rows, rows)
+
+
+def test_a_kernel_density_is_labelled_discredited(seed):
+    torch.manual_seed(seed)
+    found = kernel_density_estimate(torch.randn(5000, 1), torch.randn(1000, 1), torch.randn(500, 1))
+    assert found.kind == "estimate" and "discredited" in found.warning
+    # the entropy of N(0, 1); the error of a mean over 1000 data is 0.02, and smoothing costs a little
+    assert abs(found.value + 0.5 * math.log(2 * math.pi * math.e)) < 0.2

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from unigen.engines.programs import Programs
 from unigen.engines.pure import Unsupported, capture
-from unigen.evaluate.figure import Figure, Refused, mean_figure
+from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
 from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, rows_of
 from unigen.names import nearest
 from unigen.pair import Pair
@@ -30,7 +30,6 @@ from unigen.pairs.rbm import BoltzmannMachine
 
 __all__ = [
     "Annealing",
-    "Bidirectional",
     "annealed_log_likelihood",
     "bidirectional_monte_carlo",
     "check_annealable",
@@ -269,17 +268,9 @@ def _figure(log_weight: Tensor, rates: float, settings: Annealing, start: str, w
     return mean_figure(name, per_datum, "lower bound", how=how, warning=warning)
 
 
-class Bidirectional(NamedTuple):
-    """Bounds on log p(x) of simulated data, and their difference; figures over the data."""
-
-    lower: Figure
-    upper: Figure
-    gap: Figure
-
-
 def bidirectional_monte_carlo(
     pair: Pair, like: Any, n: int = 100, settings: Annealing | None = None, seed: int = 0, progress: bool = False
-) -> Bidirectional:
+) -> Bounds:
     """Bound log p(x) of n data simulated from the model from both sides; the gap bounds the error of the annealing there.
 
     like: data that give dimension, dtype, device and covariates; a pair that is one datum simulates one. The rest, and what
@@ -311,7 +302,7 @@ def bidirectional_monte_carlo(
     gap = mean_figure(
         "gap of the bounds", from_above.cpu() - below.per_datum, "upper bound", how=f"both ways, {below.how}"
     )
-    return Bidirectional(below, above, gap)
+    return Bounds(below, above, gap)
 
 
 def simulate(pair: Pair, data: dict[str, Any], first: int, rows: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "Figure", "Refusal", "Refused", "bits_per_dimension", "mean_figure"]
+__all__ = ["KINDS", "Bounds", "Figure", "Refusal", "Refused", "bits_per_dimension", "mean_figure"]
 
 KINDS = ("exact", "lower bound", "upper bound", "estimate", "distance")
 
@@ -64,6 +64,14 @@ class Refusal:
 
     name: str
     why: str
+
+
+class Bounds(NamedTuple):
+    """Bounds on log p(x) of simulated data, and their difference; figures over the data."""
+
+    lower: Figure
+    upper: Figure
+    gap: Figure
 
 
 def bits_per_dimension(nats: float, dimension: int, levels: int | None = None) -> float:

@@ -1,23 +1,43 @@
-"""The log-likelihood of test data, and what kind of number it is: exact, a lower bound, or none."""
+"""The log-likelihood of test data, and what kind of number it is: exact, a lower bound, or none.
+
+    L_K(x) = E_q log (1/K) sum_k w_k,  w_k = p(x, z_k) / q(z_k|x),  L_1 = ELBO <= L_K <= L_{K+1} <= log p(x)
+
+On data simulated with their latents, one of the K particles is an exact posterior sample, and the same average bounds
+log p(x) from above. Sources: Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519, Theorem 1; Sobolev and Vetrov (2019),
+arXiv:1905.03290, for the bound from above.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
-from unigen.engines.programs import Programs
+from unigen.engines.programs import Programs, enumerate_sites
+from unigen.evaluate.annealing import simulate
+from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
+from unigen.evaluate.latents import device_of, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
-from unigen.pair import Pair
+from unigen.pair import Pair, PairError
 from unigen.pairs.rbm import BoltzmannMachine
 from unigen.phases import Enumerate, Wake
 from unigen.streams import isolated
 
-__all__ = ["LogLikelihood", "log_likelihood"]
+__all__ = [
+    "LogLikelihood",
+    "enumerated_log_likelihood",
+    "importance_weighted_curve",
+    "importance_weighted_sandwich",
+    "log_importance_weights",
+    "log_likelihood",
+]
 
 MOST_VALUES_AT_ONCE = 2**25  # numbers of data space evaluated in one piece: bounds memory
 
@@ -64,6 +84,105 @@ def log_likelihood(pair: Pair, x: Tensor, particles: int = 500, seed: int = 0) -
     error = float(values.std() / math.sqrt(len(x))) if len(x) > 1 else None
     k = particles if kind == "bound" else None
     return LogLikelihood(float(values.mean()), error, kind, f"{how}, {len(x)} test data", len(x), k, values)
+
+
+@torch.no_grad()
+def log_importance_weights(pair: Pair, x: Any, particles: int, seed: int = 0) -> Tensor:
+    """Draw log w = log p(x, z) - log q(z|x) for z ~ q(z|x), float64 (K, N): what curve, k-hat and ELBO are read from.
+
+    x: the data, as ``pair.bind`` takes them. Refused for a pair without a density. Random streams are left as they are.
+    """
+    data = pair.bind(x)
+    if pair.likelihood == "none" or not _infers(pair, data):
+        raise Refused(
+            "importance weights need a density of the model and a guide that infers its latents, which this pair lacks"
+        )
+    with isolated(seed, device_of(data)), evaluating(pair):
+        return torch.cat([_log_weights(pair, piece, particles) for piece in pieces_of(pair, data, 1000)], 1)
+
+
+def _infers(pair: Pair, data: dict[str, Any]) -> bool:
+    """Say whether the guide infers anything."""
+    with isolated(0, device_of(data)), evaluating(pair):
+        return bool(Programs(pair).run("guide", data))
+
+
+def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
+    rows = rows_of(pair, data)
+    numbers = max(value.numel() for value in data.values() if isinstance(value, Tensor))
+    at_once = max(1, min(particles, MOST_VALUES_AT_ONCE // numbers))
+    parts = []
+    for done in range(0, particles, at_once):
+        now = min(at_once, particles - done)
+        weight = log_weight(draw(Wake(now), Programs(pair), data))
+        parts.append(weight.double().reshape(now, rows))
+    return torch.cat(parts)
+
+
+def importance_weighted_curve(log_weights: Tensor, particles: Sequence[int] = (1, 10, 100)) -> tuple[Figure, ...]:
+    """Return L_K for each K, from the same weights (S, N): averaged over the disjoint groups of K that they hold.
+
+    particles: each K from 1 to S, in any order. Every L_K is unbiased for its bound, and in expectation they rise with K.
+    """
+    most, rows = log_weights.shape
+    figures = []
+    for k in particles:
+        if not 1 <= k <= most:
+            raise ValueError(
+                f"a bound of K = {k} particles cannot be read from {most} of them; give K from 1 to {most}"
+            )
+        groups = log_weights[: most // k * k].reshape(most // k, k, rows)
+        per_datum = (torch.logsumexp(groups, 1) - math.log(k)).mean(0)
+        how = f"importance-weighted bound, K = {k}" + (f", {most // k} groups" if most >= 2 * k else "")
+        name = "ELBO" if k == 1 else f"log p(x), K = {k}"
+        figures.append(mean_figure(name, per_datum, "lower bound", how=how))
+    return tuple(figures)
+
+
+@torch.no_grad()
+def importance_weighted_sandwich(pair: Pair, like: Any, n: int = 100, particles: int = 500, seed: int = 0) -> Bounds:
+    """Bound log p(x) of n data simulated from the model from both sides by K importance weights; also for discrete latents.
+
+    like: data that give dimension, dtype, device and covariates. The upper bound exchanges one of the K guide samples for
+    the latent that the datum was simulated from, which is an exact posterior sample.
+    """
+    data = pair.bind(like)
+    if pair.likelihood == "none" or not _infers(pair, data):
+        raise Refused("simulated data bound a pair that has a density and a guide, which this pair lacks")
+    with isolated(seed, device_of(data)), evaluating(pair):
+        values, simulated = simulate(pair, data, 0, n)
+        rows = rows_of(pair, simulated)
+        true = Draw(Programs(pair), simulated, particles=None, first="guide", values=values)
+        with_truth = log_weight(true).double().reshape(rows)
+        weights = _log_weights(pair, simulated, particles)
+    how = f"importance weights, K = {particles}, on simulated data"
+    below = torch.logsumexp(weights, 0) - math.log(particles)
+    above = torch.logaddexp(torch.logsumexp(weights[1:], 0), with_truth) - math.log(particles)
+    name = "log p(x), simulated data"
+    return Bounds(
+        mean_figure(name, below, "lower bound", how=how),
+        mean_figure(name, above, "upper bound", how=how),
+        mean_figure("gap of the bounds", above - below, "upper bound", how=how),
+    )
+
+
+@torch.no_grad()
+def enumerated_log_likelihood(pair: Pair, x: Any) -> Figure:
+    """Return log p(x), exact, by the sum over every value of discrete latents, or as it stands where there is none.
+
+    Refused where a latent is not discrete, or has too many values.
+    """
+    data = pair.bind(x)
+    try:
+        with isolated(0, device_of(data)), evaluating(pair):
+            values, count = enumerate_sites(Programs(pair), data)
+            numbers = max(value.numel() for value in data.values() if isinstance(value, Tensor))
+            rows = max(1, rows_of(pair, data) * MOST_VALUES_AT_ONCE // max(64, count) // numbers)
+            pieces = [log_evidence(draw(Enumerate(), Programs(pair), piece)) for piece in pieces_of(pair, data, rows)]
+    except PairError as error:
+        raise Refused(str(error)) from None
+    how = f"the sum over {count} values of the latents" if values else "the density itself"
+    return mean_figure("log p(x)", torch.cat([piece.reshape(-1) for piece in pieces]), "exact", how=how)
 
 
 def _importance_weighted(pair: Pair, x: Tensor, particles: int) -> Tensor:

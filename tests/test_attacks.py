@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 import warnings
@@ -23,13 +24,16 @@ import pytest
 import safetensors.torch
 import torch
 from attacks import archives, contents, headers, members, pickles, signed, trees, watched
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from resuming import arm, digest
 
 from unigen import datafiles
 from unigen.checkpoints import CheckpointError, Checkpoints
+from unigen.cli import main
 from unigen.data import DataError, load
 from unigen.resume import ResumeWarning
-from unigen.runs import load_weights, save_weights
+from unigen.runs import load_weights, save_weights, slug_of
 from unigen.training import Interrupted, fit
 
 STEPS, CUT = 12, 9
@@ -486,3 +490,269 @@ def test_the_archives_are_real(tmp_path):
             harmful.append(name)
     print(f"{len(harmful)}: {', '.join(harmful)}")
     assert {"parent", "absolute", "link out", "hard link out", "pipe"} <= set(harmful)
+
+
+# -- the command line on a stranger's directory ------------------------------------------------------------------------
+
+COMPARE = ("compare", "--data", "ring", "--routines", "vae", "--seeds", "0", "--hidden", "8", "--steps", "4",
+           "--batch-size", "32", "--particles", "2", "--test-size", "20")  # fmt: skip
+
+
+def command(*arguments: str) -> int:
+    """Run ``unigen`` in this process and return its exit code; anything but ``SystemExit`` is a traceback, and fails."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison") / "ring"
+    assert command(*COMPARE, "--out", str(out)) == 0
+    return out
+
+
+@pytest.fixture
+def theirs(comparison: Path, tmp_path: Path) -> Path:
+    """A copy of a real comparison, of which the last run has no result yet, so that it would be resumed."""
+    shutil.copytree(comparison, tmp_path / "theirs")
+    (tmp_path / "theirs" / "vae" / "seed-0" / "result.json").unlink()
+    return tmp_path / "theirs"
+
+
+def commands(directory: Path) -> dict[str, tuple[str, ...]]:
+    return {
+        "compare": (*COMPARE, "--out", str(directory)),
+        "sample": ("sample", str(directory), "--n", "3"),
+        "report": ("report", str(directory)),
+    }
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line of an error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("unigen: ") and len(lines[0]) < 700 and lines[0].isprintable(), lines
+    return lines[0]
+
+
+def injections(canary: Path) -> dict[str, Any]:
+    """Return settings that would run, write or exhaust, where a reader interpreted them."""
+    shell = f"__import__('os').system('echo run > {canary}')"
+    routines = [
+        shell, f"iwae({shell})", f"iwae(open('{canary}','w'))", "os.system", "vae.__class__", "vae.phases", "vae()()",
+        "iwae(5) or exec('x')", "iwae(lambda: 1)", "iwae([x for x in ()])", "iwae(f'{1}')", "f_gan('${oc.env:HOME}')",
+        "f_gan('../../x')", "catalogue()", "Phase", "by_name('vae')", "__builtins__", "iwae(5)\nimport os", "vae;import os",
+        "iwae(" + "(" * 2000, "iwae(" + "-" * 2000 + "1)", "iwae(9**9**9)", "iwae(10**10)", "iwae(100000000000)",
+        "iwae(1e999)", "contrastive_divergence(1000000000)", "posterior_regularization('../../x')",
+        "posterior_regularization('training')", "posterior_regularization('a.b')", "vae\0", "\ud800", "",
+    ]  # fmt: skip
+    return {
+        **{f"routine {n}, {name.split('(')[0]!r:.30}": {"routines": [name]} for n, name in enumerate(routines)},
+        "target": {"_target_": "os.system", "_args_": [f"echo run > {canary}"]},
+        "class": {"__class__": "os.system"},
+        "dict": {"__dict__": {"steps": 1}},
+        "init": {"__init__": "x"},
+        "dotted name": {"data.__class__": "x"},
+        "a misspelt name": {"stepz": 4},
+        "data that is a module": {"data": "os"},
+        "data that is a path": {"data": "../../etc/passwd"},
+        "networks that are a class": {"networks": "torch.nn.Linear"},
+        "engine that is a module": {"engine": "os"},
+        "engine that is a path": {"engine": "../x"},
+        "pair that is a class": {"pair": "unigen.pair.Pair"},
+        "activation that is code": {"activation": shell},
+        "likelihood that is code": {"likelihood": shell},
+        "steps that are a text": {"steps": "4"},
+        "steps that are a truth": {"steps": True},
+        "steps that are no number": {"steps": float("nan")},
+        "steps beyond all": {"steps": 10**30},
+        "steps and epochs": {"epochs": 3},
+        "widths that are a text": {"hidden": "8"},
+        "widths of widths": {"hidden": [[8]]},
+        "widths beyond all": {"hidden": [10**9, 10**9]},
+        "widths too large together": {"hidden": [60_000, 60_000]},
+        "a thousand widths": {"hidden": [8] * 1000},
+        "a million seeds": {"seeds": list(range(10**6))},
+        "negative seeds": {"seeds": [-1]},
+        "routines that are no list": {"routines": {"vae": 1}},
+        "a thousand routines": {"routines": ["vae"] * 1000},
+        "a long text": {"data": "x" * 10**5},
+        "components beyond all": {"components": 2**60},
+        "particles beyond all": {"particles": 2**60},
+        "null": {"batch_size": None},
+    }
+
+
+@pytest.mark.parametrize("name", injections(Path("x")))
+def test_an_injected_setting_is_refused(theirs, tmp_path, name, capsys):
+    config = json.loads((theirs / "config.json").read_text())
+    config["settings"] |= injections(tmp_path / "canary")[name]
+    (theirs / "config.json").write_text(json.dumps(config))
+    before = listing(tmp_path)
+    for which in ("sample", "compare"):
+        with safe(tmp_path / "nothing", tmp_path / "canary"):
+            assert command(*commands(theirs)[which]) == 2
+        said(capsys)
+        assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", trees())
+def test_a_configuration_that_is_none_is_refused(theirs, tmp_path, name, capsys):
+    (theirs / "config.json").write_bytes(trees()[name].encode(errors="surrogateescape"))
+    before = listing(tmp_path)
+    for which in ("sample", "compare"):
+        with safe(tmp_path / "nothing", tmp_path / "canary"):
+            assert command(*commands(theirs)[which]) == 2
+        said(capsys)
+        assert listing(tmp_path) == before
+    with safe(theirs, tmp_path / "canary"):  # a report shows what is there, or says why it cannot
+        code = command(*commands(theirs)["report"])
+    assert code in (0, 2)
+    if code:
+        said(capsys)
+    after = listing(tmp_path)
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert changed <= {str(theirs / "report.html")} and after.keys() == before.keys()
+    assert (
+        b"polluted" not in (theirs / "report.html").read_bytes()
+        and b"oc.env" not in (theirs / "report.html").read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "file", ["vae/seed-0/config.json", "vae/seed-0/result.json", "vae/seed-0/metrics.jsonl", "lock"]
+)
+def test_other_texts_that_are_not_what_they_should_be_stop_nothing(theirs, tmp_path, file, capsys):
+    """The run is resumed to its end, or the report shows it as what it is."""
+    for name, text in trees().items():
+        if name == "ten megabytes":
+            continue
+        for which in (
+            ("report", "sample") if name not in ("deep mappings", "class", "huge integer") else ("report", "compare")
+        ):
+            (theirs / file).write_bytes(text.encode(errors="surrogateescape"))
+            with safe(theirs, tmp_path / "canary"):
+                assert command(*commands(theirs)[which]) == 0, (name, which)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "checkpoints/step-000000000004/pair.safetensors"])
+def test_code_in_place_of_weights_does_not_run_on_the_command_line(theirs, tmp_path, file, capsys):
+    path, canary = theirs / "vae" / "seed-0" / file, tmp_path / "canary"
+    for name, data in pickles(canary).items():
+        path.write_bytes(data)
+        if "checkpoints" in file:
+            if name not in ("reduce", "torch, zip", "safetensors before, pickle behind"):
+                continue
+            signed(path.parent)
+        with safe(theirs, canary):
+            code = command(*commands(theirs)["compare" if "checkpoints" in file else "sample"])
+        if "checkpoints" in file:
+            assert code == 1 and "no checkpoint in" in capsys.readouterr().err
+        else:
+            assert code == 2 and "is not a readable safetensors file" in said(capsys)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", members(Path("x")))
+@pytest.mark.parametrize(
+    "file",
+    ["lock", "config.json", "report.html", "samples-vae.png", "samples-vae.safetensors", "new", "vae", "vae/seed-0",
+     "vae/seed-0/metrics.jsonl", "vae/seed-0/weights.safetensors", "vae/seed-0/checkpoints", "vae/seed-0/.x.tmp"],
+)  # fmt: skip
+def test_links_and_pipes_in_a_comparison_are_refused_and_hard_links_left_alone(theirs, tmp_path, file, name, capsys):
+    outside, path = tmp_path / "outside", theirs / file
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    members(outside)[name](path)
+    before = listing(outside)
+    for which in ("sample", "report", "compare"):
+        if which == "compare" and name in ("hard link", "folder"):
+            continue  # it goes on, or fails on a folder: next test
+        with safe(theirs, tmp_path / "canary"):
+            code = command(*commands(theirs)[which])
+        if name not in ("hard link", "folder"):
+            assert code == 2 and "files and folders only" in said(capsys)
+        assert code in (0, 1, 2) and listing(outside) == before
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("file", ["lock", "vae/seed-0/metrics.jsonl", "vae/seed-0/weights.safetensors"])
+def test_a_hard_link_is_not_written_through(theirs, tmp_path, file, capsys):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    (theirs / file).unlink()
+    members(outside)["hard link"](theirs / file)
+    with safe(theirs, tmp_path / "canary"):
+        assert command(*commands(theirs)["compare"]) == 0
+    assert (outside / "precious").read_text() == "precious"
+
+
+# -- names of runs and directories -------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=80) | st.from_regex(r"[./\\~\0a-z]{1,30}", fullmatch=True))
+@settings(max_examples=200, deadline=None, derandomize=True)
+@example("..")
+@example("../../x")
+@example("\0")
+@example("CON.")
+@example("")
+def test_every_routine_has_a_directory_below_its_comparisons(name):
+    slug = slug_of(name)
+    assert re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", slug) and ".." not in (slug, slug[:2])
+    assert (Path("/root") / slug).resolve().parent == Path("/root")
+
+
+OUT = {
+    "a NUL": "a\0b", "300 characters": "x" * 300, "5000 characters": "x/" * 2500, "no text": "\udcff", "half a character": "\ud800",
+    "below a file": "file/x", "a file": "file", "a link that leads nowhere": "dangling", "below one": "dangling/x",
+    "a link to itself": "loop", "below that": "loop/x", "a device": "/dev/null", "below a device": "/dev/null/x",
+    "a process": "/proc/self/x", "full": "full", "a link to a full folder": "tofull",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUT)
+@pytest.mark.parametrize("which", ["compare", "train", "sample", "report"])
+def test_a_directory_that_cannot_be_is_refused(comparison, tmp_path, monkeypatch, name, which, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("precious")
+    (tmp_path / "tofull").symlink_to("full")
+    before = listing(tmp_path)
+    arguments = {
+        "compare": (*COMPARE, "--out", OUT[name]),
+        "train": ("train", "--data", "ring", "--routine", "vae", "--steps", "2", "--out", OUT[name]),
+        "sample": ("sample", str(comparison), "--out", OUT[name]) if "full" not in name else ("sample", OUT[name]),
+        "report": ("report", OUT[name]),
+    }[which]
+    if which == "sample" and name in ("a file", "a link that leads nowhere", "a link to itself", "a device"):
+        arguments = ("sample", OUT[name])
+    with safe(tmp_path / "nothing", tmp_path / "canary"):
+        assert command(*arguments) == 2
+    said(capsys)
+    assert listing(tmp_path) == before
+
+
+def test_whatever_the_directory_is_called_nothing_is_written_beside_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "work" / "here").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.chdir(tmp_path / "work" / "here")
+    short = [*COMPARE[:-6], "--steps", "1", "--evaluations", "0", "--test-size", "20"]
+    for out, root in (
+        ("../../up", "up"), ("a b; echo", "work/here/a b; echo"), ("-", "work/here/-"), (str(tmp_path / "link"), "elsewhere"),
+        ("~x", "work/here/~x"), ("$HOME", "work/here/$HOME"), ("\u202ex", "work/here/\u202ex"),
+    ):  # fmt: skip
+        with safe(tmp_path / root, tmp_path / "canary"):
+            assert command(*short, f"--out={out}") == 0
+        assert (tmp_path / root / "report.html").is_file()
+    capsys.readouterr()

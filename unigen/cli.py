@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tyro
 
 from unigen.arguments import parse
 from unigen.compare import compare
 from unigen.data import NAMES, DataError
 from unigen.describe import announcements, describe
+from unigen.durable import write_whole
 from unigen.evaluate import sample
 from unigen.failures import failure
 from unigen.lock import DirectoryInUse
@@ -180,11 +182,10 @@ def _sample(chosen: Sample) -> int:
         load_weights(weights, pair)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    from safetensors.torch import save_file
-
     made = sample(pair, chosen.n, planned.test, seed=chosen.noise)
     out = out or directory / f"samples-{arm.slug}"
-    save_file({"x": made.x.contiguous(), "mean": made.mean.contiguous()}, out.with_name(out.name + ".safetensors"))
+    tensors = safetensors.torch.save({"x": made.x.contiguous(), "mean": made.mean.contiguous()})
+    write_whole(out.with_name(out.name + ".safetensors"), tensors)
     picture = out.with_name(out.name + ".png")
     save_samples(picture, made.x, made.mean, planned.dataset)
     print(f"{picture}\n{out}.safetensors")

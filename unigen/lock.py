@@ -39,8 +39,9 @@ def locked(directory: Path) -> Iterator[None]:
             "computer": platform.node(),
             "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         }
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(own).encode() + b"\n", 0)
+        if os.fstat(handle).st_nlink == 1:  # another name of the file may lie anywhere
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(own).encode() + b"\n", 0)
         yield
     finally:
         os.close(handle)

@@ -11,26 +11,18 @@ import torch
 from torch import Tensor
 
 from unigen.divergences import kullback_leibler_divergence
-from unigen.evaluate.sample_figures import GROUPS, SampleFigure, jackknife, sample_figure
+from unigen.evaluate.sample_figures import GROUPS, SampleFigure, jackknife, sample_figure, share_interval
 from unigen.evaluate.samples import Predictor, class_coverage, mixture_metrics
 
 __all__ = ["labelled_coverage", "mixture_coverage", "share_figure"]
 
 
 def share_figure(name: str, count: int, n: int, how: str, features: str = "coordinates") -> SampleFigure:
-    """Return the figure of a share of n independent samples, with the interval of Wilson (1927), 95 %.
-
-    >>> share_figure("high-quality share", 0, 100, "").interval
-    (0.0, 0.0369...)
-    """
-    share, z = count / n, 1.959963984540054
-    center, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = (
-        ((center - reach) / (1 + z**2 / n) if count else 0.0),
-        ((center + reach) / (1 + z**2 / n) if count < n else 1.0),
-    )
+    """Return the figure of a share of n independent samples, with the interval of `share_interval`."""
+    share = count / n
     error = math.sqrt(share * (1 - share) / n)
-    return SampleFigure(name, share, "estimate", "", n, error, (low, high), how, n_fake=n, features=features)
+    between = share_interval(share, n)
+    return SampleFigure(name, share, "estimate", "", n, error, between, how, n_fake=n, features=features)
 
 
 def mixture_coverage(

@@ -9,12 +9,13 @@ For one law on both sides E density = 1 and E coverage = 1 - prod_{j=1..k} (n - 
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from unigen.evaluate.sample_figures import GROUPS, SampleFigure, jackknife, matched, sample_figure
+from unigen.evaluate.sample_figures import GROUPS, SampleFigure, jackknife, matched, sample_figure, share_interval
 from unigen.evaluate.samples import nearest_rows
 
 __all__ = ["expected_coverage", "memorization", "precision_recall_density_coverage", "save_neighbours"]
@@ -58,9 +59,12 @@ def precision_recall_density_coverage(
         one = (found[0][index], None if found[1] is None else found[1][index])
         how = f"{meaning}; k = {neighbours}"
         high = math.inf if name == "density" else 1.0
-        figures[name] = sample_figure(
-            name, one, (n, n), groups, kind="estimate", features=features, how=how, low=0.0, high=high
-        )
+        made = sample_figure(name, one, (n, n), groups, kind="estimate", features=features, how=how, low=0.0, high=high)
+        if name != "density" and made.interval is not None:
+            # at 0 or 1 the groups agree, though rows are few: never narrower than for independent rows
+            alone = share_interval(made.value, n)
+            made = replace(made, interval=(min(made.interval[0], alone[0]), max(made.interval[1], alone[1])))
+        figures[name] = made
     return figures
 
 

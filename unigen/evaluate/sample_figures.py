@@ -16,7 +16,17 @@ from torch import Tensor
 
 from unigen.evaluate.figure import Figure
 
-__all__ = ["GROUPS", "SampleFigure", "groups_of", "interval", "jackknife", "matched", "sample_figure", "spread"]
+__all__ = [
+    "GROUPS",
+    "SampleFigure",
+    "groups_of",
+    "interval",
+    "jackknife",
+    "matched",
+    "sample_figure",
+    "share_interval",
+    "spread",
+]
 
 GROUPS = 10
 """The groups of rows that the jackknife leaves out in turn."""
@@ -113,6 +123,18 @@ def interval(
 
     reach = float(stdtrit(groups - 1, 0.975)) * error
     return max(low, value - reach), min(high, value + reach)
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the interval of Wilson (1927), 95 %, for a share of n independent rows; it has a width at shares 0 and 1 too.
+
+    >>> [round(end, 4) for end in share_interval(0.0, 100)]
+    [0.0, 0.037]
+    """
+    z = 1.959963984540054
+    center, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = (center - reach) / (1 + z**2 / n), (center + reach) / (1 + z**2 / n)
+    return low if share > 0 else 0.0, high if share < 1 else 1.0
 
 
 def sample_figure(

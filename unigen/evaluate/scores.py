@@ -8,7 +8,6 @@ random stream is read or moved.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -132,30 +131,27 @@ def _kernel_figure(
         p_value = permutation_test(real, fake, test_kernel, permutations, torch.Generator().manual_seed(seed))
         how += f"; p-value of {permutations} permutations"
     parts = torch.arange(n).split(AT_ONCE) if groups is None else groups_of(n, groups, seed)
-    x, y = ([rows[part.to(rows.device)] for part in parts] for rows in (real, fake))
-    value, left = _mmd_leaving_out(x, y, kernel)
+    order, sizes = torch.cat(parts).to(real.device), [len(part) for part in parts]
+    value, left = _mmd_leaving_out(real[order], fake[order], sizes, kernel)
     error = None if groups is None else spread(left)
     return sample_figure(name, (value, error), (n, n), groups, features=features, how=how, p_value=p_value)
 
 
-def _mmd_leaving_out(x: Sequence[Tensor], y: Sequence[Tensor], kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Return the U-statistic of MMD^2 of all groups of rows, and those without one of them, (groups,), in one pass."""
-    sizes = x[0].new_tensor([len(rows) for rows in x])
-    pairs = sizes[:, None] * sizes
-    terms = []
+def _mmd_leaving_out(x: Tensor, y: Tensor, sizes: list[int], kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Return MMD^2 of all rows, and without each group, (groups,), in one pass; groups are consecutive rows, ``sizes`` of them."""
+    counts = x.new_tensor(sizes)
+    value, left = x.new_zeros(()), torch.zeros_like(counts)
     for one, other, sign in ((x, x, 1), (y, y, 1), (x, y, -2)):
-        sums, counts = torch.zeros_like(pairs), pairs
-        for i, rows in enumerate(one):
-            for j, columns in enumerate(other):
-                table = kernel(rows, columns)
-                sums[i, j] = table.sum() - (table.diagonal().sum() if one is other and i == j else 0)
-        if one is other:
-            counts = pairs - sizes.diag()
-        terms.append((sign, sums, counts))
-    value = sum((sign * sums.sum() / counts.sum() for sign, sums, counts in terms), start=sizes.new_zeros(()))
-    left = sum(
-        (sign * _without(sums) / _without(counts) for sign, sums, counts in terms), start=torch.zeros_like(sizes)
-    )
+        within, start, sums = one is other, 0, []
+        for rows in one.split(sizes):
+            table = kernel(rows, other)
+            if within:
+                table.diagonal(start)[: len(rows)].zero_()
+            start += len(rows)
+            sums.append(torch.stack([part.sum() for part in table.split(sizes, 1)]))
+        pairs = counts[:, None] * counts - (counts.diag() if within else 0)
+        value = value + sign * torch.stack(sums).sum() / pairs.sum()
+        left = left + sign * _without(torch.stack(sums)) / _without(pairs)
     return value, left
 
 

@@ -22,7 +22,7 @@ from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.streams import isolated
 
-__all__ = ["LatentSpace", "device_of", "frozen", "pieces_of", "rows_of"]
+__all__ = ["LatentSpace", "columns_of", "device_of", "frozen", "pieces_of", "rows_of"]
 
 
 @contextlib.contextmanager
@@ -59,6 +59,20 @@ def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, 
     ]
 
 
+def columns_of(site: Site, batch_plate: str, value: Tensor | None = None) -> Tensor:
+    """Return a site's value as columns: (S, N, d), or (N, d) without particles, (S, d) or (d,) for a pair of one datum."""
+    places = _places(site, batch_plate)
+    value = site.value if value is None else value
+    moved = value.movedim(places, tuple(range(len(places))))
+    return moved.reshape(*moved.shape[: len(places)], -1)
+
+
+def _places(site: Site, batch_plate: str) -> tuple[int, ...]:
+    """Return the dimensions of the value that hold particles and data, counted from its end."""
+    by_name = {frame.name: frame.dim for frame in site.frames}
+    return tuple(by_name[name] - len(site.fn.event_shape) for name in ("_particles", batch_plate) if name in by_name)
+
+
 class _Part(NamedTuple):
     """One latent site within u: its transform, the shape of its unconstrained value, and where chains and data are in it."""
 
@@ -91,10 +105,7 @@ class LatentSpace:
         self.size = sum(part.size for part in self.parts)
 
     def _part(self, site: Site) -> _Part:
-        event = len(site.fn.event_shape)
-        by_name = {frame.name: frame.dim for frame in site.frames}
-        wanted = ("_particles", self.pair.batch_plate)
-        places = tuple(by_name[name] - event for name in wanted if name in by_name)
+        places = _places(site, self.pair.batch_plate)
         transform = biject_to(site.fn.support)
         unconstrained = transform.inv(site.value)
         # an event of another shape than its value's (a simplex) keeps the dimensions of its batch where they are

@@ -1,0 +1,161 @@
+"""The guide against the posterior: KL(q || p(z|x)), Pareto k-hat, active units, moments, and reference draws.
+
+    KL(q(z|x) || p(z|x)) = log p(x) - ELBO(x) >= 0
+
+With a lower bound in the place of log p(x) the difference bounds the divergence from below, in expectation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unigen.engines.programs import Programs, Site
+from unigen.evaluate.figure import Figure, Refused, mean_figure
+from unigen.evaluate.latents import columns_of, device_of, pieces_of
+from unigen.evaluate.modes import evaluating
+from unigen.pair import Pair
+from unigen.streams import isolated
+
+__all__ = [
+    "ActiveUnits",
+    "active_units",
+    "against_reference",
+    "guide_draws",
+    "posterior_gap",
+]
+
+ACTIVE = 1e-2  # the variance over data above which a unit counts as active (Burda et al. 2016, Appendix C)
+
+
+def posterior_gap(evidence: Figure, elbo: Figure) -> Figure:
+    """Return KL(q(z|x) || p(z|x)) = log p(x) - ELBO, averaged over the data that both figures are of.
+
+    evidence: log p(x), exact or a lower bound such as annealed importance sampling's. elbo: the mean log weight a datum.
+    Where one has more data than the other, the first of them are compared. ValueError for an upper bound.
+    """
+    if evidence.kind not in ("exact", "lower bound"):
+        raise ValueError(f"a divergence from the posterior cannot be read from an {evidence.kind} of log p(x)")
+    if evidence.per_datum is None or elbo.per_datum is None:
+        raise ValueError(
+            "a divergence from the posterior is read per datum, and one of the figures has no such numbers"
+        )
+    rows = min(evidence.n, elbo.n)
+    per_datum = evidence.per_datum[:rows].double() - elbo.per_datum[:rows].double()
+    kind = "estimate" if evidence.kind == "exact" else "lower bound"
+    return mean_figure("KL(q || posterior)", per_datum, kind, how=f"log p(x) minus ELBO; {evidence.how}")
+
+
+class ActiveUnits(NamedTuple):
+    """How many latent units are active, and the variance over data of each unit's posterior mean, by site (units,)."""
+
+    figure: Figure
+    variances: dict[str, Tensor]
+
+
+@torch.no_grad()
+def active_units(pair: Pair, x: Any, draws: int = 8, seed: int = 0) -> ActiveUnits:
+    """Count the units u with Var_x E_q[u|x] > 0.01 (Burda, Grosse and Salakhutdinov 2016, Appendix C).
+
+    draws: of the guide, in two halves, whose covariance over data is free of the draws' own noise. At least two, and as
+    many data; refused for a guide that infers nothing.
+    """
+    data = pair.bind(x)
+    halves: list[dict[str, list[Tensor]]] = [{}, {}]
+    with isolated(seed, device_of(data)), evaluating(pair):
+        for piece in pieces_of(pair, data, 1000):
+            for half in halves:
+                sites = Programs(pair).run("guide", piece, particles=max(1, draws // 2))
+                for name, site in sites.items():
+                    half.setdefault(name, []).append(
+                        columns_of(site, pair.batch_plate, _conditional_mean(site)).double().mean(0)
+                    )
+    if not halves[0]:
+        raise Refused("this pair's guide infers nothing, so it has no latent units that could be active")
+    variances = {}
+    rows = 0
+    for name in halves[0]:
+        one, other = (torch.cat([torch.atleast_2d(part) for part in half[name]]) for half in halves)
+        rows = len(one)
+        if rows < 2:
+            raise Refused("a unit is active when its mean varies over data, of which there are fewer than two")
+        variances[name] = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (rows - 1)
+    active = sum(int((variance > ACTIVE).sum()) for variance in variances.values())
+    units = sum(len(variance) for variance in variances.values())
+    parts = ", ".join(f"{int((v > ACTIVE).sum())} of {len(v)} in {name}" for name, v in variances.items())
+    how = f"variance over data of the guide's mean above {ACTIVE:g}: {parts}"
+    return ActiveUnits(Figure("active units", float(active), "estimate", f"of {units}", rows, how=how), variances)
+
+
+def _conditional_mean(site: Site) -> Tensor:
+    """Return E[site | the sites above], or the sample where a distribution has no mean or one outside its support."""
+    try:
+        mean = site.fn.mean.expand(site.value.shape)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return site.value
+    return site.value if bool(mean.isnan().any()) else mean
+
+
+@torch.no_grad()
+def guide_draws(pair: Pair, x: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+    """Draw from the guide by site, (draws, ...): what reference draws of the same sites are compared with."""
+    data = pair.bind(x)
+    with isolated(seed, device_of(data)), evaluating(pair):
+        sites = Programs(pair).run("guide", data, particles=draws)
+        return {name: site.value for name, site in sites.items()}
+
+
+def against_reference(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, tuple[Figure, ...]]:
+    """Compare draws of a guide with reference draws of the posterior, such as a long Markov chain's, site by site.
+
+    draws: (S, ...) by site, as ``guide_draws`` gives them. reference: (R, ...) by site, with the same sites and shapes.
+    Returns for each site, over its coordinates: the largest error of the mean in reference standard deviations, the ratio
+    of standard deviations that is farthest from 1, and the largest Wasserstein-1 distance between the draws of a
+    coordinate, in reference standard deviations. Standard errors are those of independent draws, of the coordinate named.
+    ValueError where sites or shapes differ.
+    """
+    missing = set(reference) ^ set(draws)
+    if missing:
+        raise ValueError(
+            f"sites {', '.join(sorted(missing))} are in one of guide and reference draws only; give the same"
+        )
+    found = {}
+    for name, true in reference.items():
+        mine = draws[name].reshape(len(draws[name]), -1).double()
+        theirs = true.reshape(len(true), -1).double().to(mine.device)
+        if mine.shape[1] != theirs.shape[1]:
+            raise ValueError(
+                f"site '{name}' has {mine.shape[1]} coordinates in the guide's draws and {theirs.shape[1]} in the reference"
+            )
+        if min(len(mine), len(theirs)) < 2:
+            raise ValueError(f"site '{name}' has fewer than two draws on one side; give more")
+        found[name] = _site_against_reference(name, mine, theirs)
+    return found
+
+
+def _site_against_reference(name: str, mine: Tensor, theirs: Tensor) -> tuple[Figure, ...]:
+    n, scale = len(mine), theirs.std(0).clamp_min(torch.finfo(theirs.dtype).tiny)
+    ratio = mine.std(0) / scale
+    shift = (mine.mean(0) - theirs.mean(0)).abs() / scale
+    shift_error = (ratio.square() / n + 1 / len(theirs)).sqrt()
+    ratio_error = ratio * math.sqrt(1 / (2 * (n - 1)) + 1 / (2 * (len(theirs) - 1)))
+    grid = (torch.arange(200, dtype=mine.dtype, device=mine.device) + 0.5) / 200
+    distance = (torch.quantile(mine, grid, 0) - torch.quantile(theirs, grid, 0)).abs().mean(0) / scale
+    how = f"{n} draws against {len(theirs)} reference draws"
+    worst = int(shift.argmax()), int(ratio.log().abs().argmax()), int(distance.argmax())
+
+    def at(index: int) -> str:
+        return f"{name}[{index}]" if mine.shape[1] > 1 else name
+
+    return (
+        Figure(f"error of the mean, {at(worst[0])}", float(shift[worst[0]]), "estimate", "reference sd", n,
+               float(shift_error[worst[0]]), how=how, per_datum=shift),
+        Figure(f"ratio of deviations, {at(worst[1])}", float(ratio[worst[1]]), "estimate", "", n,
+               float(ratio_error[worst[1]]), how=how, per_datum=ratio),
+        Figure(f"Wasserstein-1 distance, {at(worst[2])}", float(distance[worst[2]]), "distance", "reference sd", n,
+               how=how, per_datum=distance),
+    )  # fmt: skip

@@ -1,0 +1,248 @@
+"""The examination: one call that gives every trained pair the same figures, and says of each what kind of number it is.
+
+What a pair cannot give is refused in a sentence. Nothing of the pair changes: weights, modes, chains and random streams are
+as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from unigen.data import Dataset
+from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
+from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
+from unigen.evaluate.calibration import simulation_based_calibration
+from unigen.evaluate.dreams import sample
+from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
+from unigen.evaluate.likelihood import (
+    enumerated_log_likelihood,
+    importance_weighted_curve,
+    importance_weighted_sandwich,
+    log_importance_weights,
+)
+from unigen.evaluate.observation import gaussian_observation_log_likelihood
+from unigen.evaluate.pareto import k_hat_figures
+from unigen.evaluate.posterior import active_units, posterior_gap
+from unigen.evaluate.sample_metrics import sample_metrics
+from unigen.pair import Pair
+from unigen.pairs.likelihoods import Likelihood
+from unigen.pairs.rbm import BoltzmannMachine
+
+__all__ = ["Examination", "Protocol", "evaluate"]
+
+MOST_SUMMED = 1024  # joint values of discrete latents that are summed where the pair does not offer it by itself
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done to every pair alike; its defaults take a minute or two a pair of MNIST's size on a core.
+
+    ``test``: data for likelihoods and samples. ``particles``: K of the importance-weighted bound, whose curve has the powers of
+    ten below. ``annealed``: the first data, that annealing is run on. ``annealing``: how. ``simulated``: data for bounds from
+    both sides. ``partition``, ``partition_chains``: of an RBM's annealing. ``calibration``: simulations of the guide's.
+    ``validation``: data that observation noise is tuned on. ``samples``: how many; 0 for no figure of samples.
+    """
+
+    test: int = 1000
+    particles: int = 500
+    annealed: int = 100
+    annealing: Annealing = field(default_factory=lambda: Annealing(distributions=200, chains=8))
+    simulated: int = 50
+    partition: int = 5000
+    partition_chains: int = 100
+    calibration: int = 500
+    validation: int = 50
+    samples: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, least in (("test", 2), ("particles", 1), ("annealed", 1), ("partition", 1), ("partition_chains", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"an examination with {name}={getattr(self, name)}; give at least {least}")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The figures of a pair, and what was refused."""
+
+    figures: tuple[Figure, ...]
+    refusals: tuple[Refusal, ...]
+
+    def __getitem__(self, name: str) -> Figure:
+        """Return the first figure of this name."""
+        for figure in self.figures:
+            if figure.name == name:
+                return figure
+        why = next((refusal.why for refusal in self.refusals if refusal.name == name), "no such figure")
+        raise KeyError(f"{name}: {why}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return figures and refusals as JSON has them."""
+        return {
+            "figures": [figure.as_json() for figure in self.figures],
+            "refusals": [vars(refusal) for refusal in self.refusals],
+        }
+
+
+def evaluate(
+    pair: Pair,
+    data: Dataset | Any,
+    protocol: Protocol | None = None,
+    *,
+    validation: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Examination:
+    """Give a trained pair the whole examination: likelihood, posterior and samples, as far as the pair allows.
+
+    data: a ``Dataset``, whose test rows are taken, or data as ``pair.bind`` takes them; figures of samples, which need data
+    of the same law, are of a ``Dataset`` only. validation: rows that observation noise is tuned on, by default the
+    dataset's. device: where the pair is. progress: whether to show bars.
+
+    >>> from unigen.pairs import rbm
+    >>> bits = torch.bernoulli(torch.full((20, 6), 0.5))
+    >>> evaluate(rbm(6, 4), bits)["log p(x)"].kind
+    'exact'
+    """
+    protocol = protocol or Protocol()
+    dataset = data if isinstance(data, Dataset) else None
+    x = dataset.test[: protocol.test].to(device) if dataset else _first(data, protocol.test)
+    held_out = validation if validation is not None else dataset.validation if dataset else None
+    room = _Room(pair, x, held_out, protocol, seed, progress)
+    parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []
+    if isinstance(pair.model, BoltzmannMachine):
+        parts.append(("log p(x)", room.boltzmann))
+    elif pair.likelihood == "none":
+        parts += [("log p(x)", room.annealed), ("log p(x) with Gaussian observation noise", room.observation)]
+    else:
+        parts.append(("exact log p(x)", room.exact))
+        if pair.likelihood == "bound":
+            parts += [("importance-weighted bounds", room.weighted), ("annealed log p(x)", room.annealed)]
+            parts.append(("bounds on simulated data", room.both_sides))
+        parts += [("KL(q || posterior)", room.divergence), ("active units", room.active)]
+        parts.append(("calibration", room.calibrated))
+    if dataset and protocol.samples:
+        parts.append(("samples", lambda: room.samples(dataset)))
+    figures: list[Figure] = []
+    refusals: list[Refusal] = []
+    for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
+        try:
+            found = list(part())
+        except Refused as refused:
+            refusals.append(Refusal(name, str(refused)))
+            continue
+        room.found += found
+        figures += [_with_bits(figure, pair, x, dataset) for figure in found]
+    if any(figure.kind == "exact" and figure.name == "log p(x)" for figure in figures):
+        refusals = [refusal for refusal in refusals if "log p(x)" not in refusal.name]
+    else:
+        refusals = [refusal for refusal in refusals if refusal.name != "exact log p(x)"]
+    return Examination(tuple(figures), tuple(refusals))
+
+
+def _first(data: Any, rows: int) -> Any:
+    return data[:rows] if isinstance(data, Tensor) else data
+
+
+def _with_bits(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> Figure:
+    """Add bits per dimension to a log-likelihood of rows: masses of bits or grey levels, and densities of dequantized ones."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or not (figure.name == "ELBO" or figure.name.startswith("log p(x)")):
+        return figure
+    spread = dataset.levels if dataset and dataset.dequantize else None
+    own = getattr(pair.model, "likelihood", None)
+    density = pair.likelihood == "none" and not isinstance(pair.model, BoltzmannMachine)
+    density = density or (isinstance(own, Likelihood) and own.name == "normal")
+    if density and dataset and dataset.levels and not spread:
+        return figure  # a density at the corners of a cube has no bits
+    bits = bits_per_dimension(figure.value, x[0].numel(), spread)
+    return dataclasses.replace(figure, bits_per_dimension=bits)
+
+
+class _Room:
+    """One pair under examination: each method yields figures, or raises ``Refused``."""
+
+    def __init__(
+        self, pair: Pair, x: Any, validation: Tensor | None, protocol: Protocol, seed: int, progress: bool
+    ) -> None:
+        self.pair, self.x, self.validation, self.protocol = pair, x, validation, protocol
+        self.seed, self.progress = seed, progress
+        self.found: list[Figure] = []
+
+    def _known(self, *names: str) -> Figure | None:
+        return next((figure for name in names for figure in self.found if figure.name == name), None)
+
+    def boltzmann(self) -> Iterator[Figure]:
+        protocol = self.protocol
+        mean = None if self.validation is None else self.validation.mean(0).to(self.x.device)
+        partition = log_partition(
+            self.pair, mean, protocol.partition, protocol.partition_chains, seed=self.seed, progress=self.progress
+        )
+        yield partition
+        yield boltzmann_log_likelihood(self.pair, self.x, partition)
+
+    def exact(self) -> Iterator[Figure]:
+        most = 2**16 if self.pair.likelihood == "exact" else MOST_SUMMED
+        yield enumerated_log_likelihood(self.pair, self.x, most)
+
+    def weighted(self) -> Iterator[Figure]:
+        most = self.protocol.particles
+        weights = log_importance_weights(self.pair, self.x, most, self.seed)
+        yield from importance_weighted_curve(weights, sorted({1, most, *(k for k in (10, 100, 1000) if k < most)}))
+        if most >= 25:
+            yield from k_hat_figures(weights)
+
+    def annealed(self) -> Iterator[Figure]:
+        if self._known("log p(x)") is None:
+            x = _first(self.x, self.protocol.annealed)
+            yield annealed_log_likelihood(self.pair, x, self.protocol.annealing, self.seed, self.progress)
+
+    def observation(self) -> Iterator[Figure]:
+        if self.validation is None or not self.protocol.validation:
+            raise Refused("observation noise is tuned on validation data, which were not given")
+        held_out = self.validation[: self.protocol.validation].to(self.x.device)
+        x = self.x[: self.protocol.annealed]
+        yield gaussian_observation_log_likelihood(
+            self.pair, x, held_out, self.protocol.annealing, seed=self.seed, progress=self.progress
+        )
+
+    def both_sides(self) -> Iterator[Figure]:
+        n = self.protocol.simulated
+        if n < 2:
+            raise Refused("no data were to be simulated")
+        try:
+            yield from bidirectional_monte_carlo(
+                self.pair, self.x, n, self.protocol.annealing, self.seed, self.progress
+            )
+        except Refused:
+            yield from importance_weighted_sandwich(self.pair, self.x, n, self.protocol.particles, self.seed)
+
+    def divergence(self) -> Iterator[Figure]:
+        elbo, evidence = self._known("ELBO"), self._known("log p(x)", f"log p(x), K = {self.protocol.particles}")
+        if elbo is None:
+            weights = log_importance_weights(self.pair, self.x, 100, self.seed)
+            (elbo,) = importance_weighted_curve(weights, (1,))
+        if evidence is not None:
+            yield posterior_gap(evidence, elbo)
+
+    def active(self) -> Iterator[Figure]:
+        yield active_units(self.pair, self.x, seed=self.seed).figure
+
+    def calibrated(self) -> Iterator[Figure]:
+        n = self.protocol.calibration
+        if n < 16:
+            raise Refused("calibration needs at least 16 simulations, and fewer were asked for")
+        yield from simulation_based_calibration(self.pair, self.x, n, coordinates=16, seed=self.seed).figures()
+
+    def samples(self, dataset: Dataset) -> Iterator[Figure]:
+        n = min(self.protocol.samples, len(dataset.test))
+        made = sample(self.pair, n, self.x, seed=self.seed)
+        if not bool(torch.isfinite(made.x).all()):
+            raise Refused("some samples are not finite, so they are at no distance from the data")
+        yield from sample_metrics(dataset, made.x.cpu(), seed=self.seed).values()

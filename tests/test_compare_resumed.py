@@ -112,7 +112,7 @@ def test_a_run_that_something_outside_stopped_goes_on_at_the_next_start(
 ):
     error, out = OUTSIDE[reason], tmp_path / "out"
     assert outside(error)
-    monkeypatch.setattr("unigen.compare.fit", failing(error, 11))
+    monkeypatch.setattr("unigen.arms.fit", failing(error, 11))
     assert start(out) == 1
     assert "vae, seed 0 failed: " in (said := capsys.readouterr().err) and "the same command tries it again" in said
     found = result_of(out)
@@ -131,9 +131,9 @@ def test_a_run_that_failed_by_itself_is_recorded_and_not_tried_again(
 ):
     error, out = OWN[reason], tmp_path / "out"
     assert not outside(error)
-    monkeypatch.setattr("unigen.compare.fit", failing(error, 11))
+    monkeypatch.setattr("unigen.arms.fit", failing(error, 11))
     assert start(out) == 1
-    monkeypatch.setattr("unigen.compare.fit", None)  # nobody may train it now
+    monkeypatch.setattr("unigen.arms.fit", None)  # nobody may train it now
     capsys.readouterr()
     assert start(out) == 1
     said = capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_a_run_that_failed_by_itself_is_recorded_and_not_tried_again(
 
 
 def test_a_fault_of_the_program_is_not_taken_for_one_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("unigen.compare.fit", failing(TypeError("a mistake"), 11))
+    monkeypatch.setattr("unigen.arms.fit", failing(TypeError("a mistake"), 11))
     with pytest.raises(TypeError, match="a mistake"):
         main(["compare", "--data", "ring", "--routines", "vae", *TINY, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out" / "vae" / "seed-0" / "result.json").exists()
@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_after_its_training_is_only_evaluated(tmp_path, u
         raise OSError(28, "No space left on device")
 
     if place == "log_likelihood":
-        monkeypatch.setattr("unigen.compare._Log._due", lambda self, step, seconds: 0)
+        monkeypatch.setattr("unigen.arms._Log._due", lambda self, step, seconds: 0)
     monkeypatch.setattr(f"unigen.compare.{place}", full)
     out = tmp_path / "out"
     assert start(out) == 1 and result_of(out)["status"] == "stopped"
@@ -171,7 +171,7 @@ def test_a_run_that_was_stopped_after_its_training_is_only_evaluated(tmp_path, u
 
 def test_where_no_checkpoint_is_good_the_run_is_not_begun_anew_silently(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    monkeypatch.setattr("unigen.compare.fit", failing(OSError(5, "Input/output error"), 11))
+    monkeypatch.setattr("unigen.arms.fit", failing(OSError(5, "Input/output error"), 11))
     assert start(out) == 1
     monkeypatch.undo()
     for file in out.rglob("pair.safetensors"):
@@ -200,7 +200,8 @@ def test_a_full_disk_that_takes_no_result_either_is_one_sentence(tmp_path, monke
 
 def test_a_finished_comparison_trains_and_evaluates_nothing(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path / "out")
-    for name in ("fit", "log_likelihood", "sample", "train_classifier", "build_pair"):
+    monkeypatch.setattr("unigen.arms.fit", None)
+    for name in ("log_likelihood", "sample", "train_classifier", "build_pair"):
         monkeypatch.setattr(f"unigen.compare.{name}", None)
     assert start(tmp_path / "out") == 0
 

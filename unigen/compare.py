@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from unigen.arms import Ready, together, train
 from unigen.checkpoints import CheckpointError, Checkpoints
-from unigen.data import Dataset, Loader
+from unigen.data import Dataset
 from unigen.durable import write_json
 from unigen.evaluate import (
     Classifier,
@@ -32,12 +34,12 @@ from unigen.lock import locked
 from unigen.networks import fingerprint
 from unigen.pair import Pair
 from unigen.planning import Arm, Plan, build_pair
-from unigen.runs import append_metrics, finite, keep_metrics_before, save_grid, save_samples, save_weights
-from unigen.signals import Ended, asked_to_end
+from unigen.runs import finite, save_grid, save_samples, save_weights
 from unigen.streams import isolated
-from unigen.training import Falling, History, Interrupted, State, fit, optimizers_for
 
 __all__ = ["compare"]
+
+Run = tuple[Arm, int, Path]  # routine, seed and directory
 
 
 def compare(planned: Plan, described: dict[str, Any], progress: bool = True) -> list[dict[str, Any]]:
@@ -62,17 +64,29 @@ def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[d
     runs = [
         (arm, seed, directory / arm.slug / f"seed-{seed}") for seed in planned.settings.seeds for arm in planned.arms
     ]
-    finished = {folder: found for arm, seed, folder in runs if (found := _finished(folder / "result.json", arm, seed))}
-    classifier = _classifier(planned.dataset) if len(finished) < len(runs) else None
-    results = []
-    with tqdm(runs, desc="runs", disable=not progress, position=0) as bar:
-        for arm, seed, folder in bar:
-            bar.set_postfix_str(f"{arm.name}, seed {seed}")
-            result = finished.get(folder) or _run(planned, described, arm, seed, folder, classifier, progress)
-            if result["status"] != "complete":
-                result = result | {"error": f"{result.get('error')}; {hint(result, folder)}"}
-            results.append(result)
-    return results
+    results = {folder: result for arm, seed, folder in runs if (result := _finished(folder / "result.json", arm, seed))}
+    waiting = [run for run in runs if run[2] not in results]
+    classifier = _classifier(planned.dataset) if waiting else None
+    with tqdm(total=len(runs), initial=len(results), desc="runs", disable=not progress, position=0) as bar:
+        for group in _groups(planned, waiting):
+            bar.set_postfix_str(", ".join([group[0][0].name, *(f"seed {seed}" for _, seed, _ in group)]))
+            results |= _run(planned, described, group, classifier, progress)
+            bar.update(len(group))
+    return [_with_hint(results[folder], folder) for _, _, folder in runs]
+
+
+def _with_hint(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if result["status"] == "complete":
+        return result
+    return result | {"error": f"{result.get('error')}; {hint(result, folder)}"}
+
+
+def _groups(planned: Plan, runs: list[Run]) -> list[list[Run]]:
+    """Return the runs that train together: the seeds of a routine in one program of the xla engine, else each by itself."""
+    if not together(planned):
+        return [[run] for run in runs]
+    arms = dict.fromkeys(arm.slug for arm, _, _ in runs)
+    return [[run for run in runs if run[0].slug == slug] for slug in arms]
 
 
 def _finished(path: Path, arm: Arm, seed: int) -> dict[str, Any] | None:
@@ -87,38 +101,60 @@ def _finished(path: Path, arm: Arm, seed: int) -> dict[str, Any] | None:
 
 
 def _run(
-    planned: Plan,
-    described: dict[str, Any],
-    arm: Arm,
-    seed: int,
-    folder: Path,
-    classifier: Classifier | None,
-    progress: bool,
-) -> dict[str, Any]:
-    """Train and evaluate one run, write its files, and return its result."""
-    result: dict[str, Any] = {"status": "complete", "routine": arm.name, "seed": seed, "error": None}
+    planned: Plan, described: dict[str, Any], group: list[Run], classifier: Classifier | None, progress: bool
+) -> dict[Path, dict[str, Any]]:
+    """Train and evaluate the runs of a group, write their files, and return their results by directory."""
+    results: dict[Path, dict[str, Any]] = {}
+    ready = []
+    for arm, seed, folder in group:
+        with _recorded(results, arm, seed, folder):
+            ready.append(Ready(arm, seed, folder, *_prepared(planned, described, arm, seed, folder)))
+    trained: list[Any] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
-        pair = build_pair(planned, arm, seed)
-        identity = {"routine": arm.name, "pair": arm.pair, "seed": seed, "weights": fingerprint(pair)}
-        kept = Checkpoints(folder / "checkpoints", run=identity | {"optimizer": str(planned.optimizer(arm))})
-        if not kept.steps() or not (folder / "config.json").exists():
-            write_json(folder / "config.json", _configuration(described, arm, identity))
-        result |= _train(planned, arm, seed, folder, pair, kept, progress)
-        save_weights(folder / "weights.safetensors", pair)
-        result |= _evaluate(planned, pair, folder, classifier)
-        write_json(folder / "result.json", result)
-        _tidy(kept)
-        return result
+        trained = train(planned, ready, progress)
+    except (OSError, MemoryError, *OWN) as error:
+        trained = [error] * len(ready)
+    for run, outcome in zip(ready, trained, strict=True):
+        with _recorded(results, run.arm, run.seed, run.folder):
+            if isinstance(outcome, Exception):
+                raise outcome
+            results[run.folder] = _finish(planned, run, outcome, classifier)
+    return results
+
+
+@contextmanager
+def _recorded(results: dict[Path, dict[str, Any]], arm: Arm, seed: int, folder: Path) -> Iterator[None]:
+    """Write down how a run failed, and go on."""
+    try:
+        yield
+        return
     except (OSError, MemoryError, *OWN) as error:
         failed = failure(error)
     # outside the handler, so that the error does not keep the run's tensors while this goes on
-    result = {"routine": arm.name, "seed": seed} | failed
-    try:
-        write_json(folder / "result.json", result)
-    except OSError:
-        pass  # a full disk: a run without a result is tried again as well
+    results[folder] = {"routine": arm.name, "seed": seed} | failed
+    with suppress(OSError):  # a full disk: a run without a result is tried again as well
+        write_json(folder / "result.json", results[folder])
+
+
+def _prepared(planned: Plan, described: dict[str, Any], arm: Arm, seed: int, folder: Path) -> tuple[Pair, Checkpoints]:
+    """Return a run's pair and its checkpoints, and write what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    pair = build_pair(planned, arm, seed)
+    identity = {"routine": arm.name, "pair": arm.pair, "seed": seed, "weights": fingerprint(pair)}
+    kept = Checkpoints(folder / "checkpoints", run=identity | {"optimizer": str(planned.optimizer(arm))})
+    if not kept.steps() or not (folder / "config.json").exists():
+        write_json(folder / "config.json", _configuration(described, arm, identity))
+    return pair, kept
+
+
+def _finish(planned: Plan, run: Ready, trained: dict[str, Any], classifier: Classifier | None) -> dict[str, Any]:
+    """Evaluate a trained run and write its weights and its result."""
+    result: dict[str, Any] = {"status": "complete", "routine": run.arm.name, "seed": run.seed, "error": None}
+    save_weights(run.folder / "weights.safetensors", run.pair)
+    result |= trained | _evaluate(planned, run.pair, run.folder, classifier)
+    write_json(run.folder / "result.json", result)
+    _tidy(run.kept)
     return result
 
 
@@ -135,87 +171,6 @@ def _tidy(kept: Checkpoints) -> None:
         kept.keep_last()
     except CheckpointError as error:
         warnings.warn(str(error), stacklevel=2)
-
-
-def _train(
-    planned: Plan, arm: Arm, seed: int, folder: Path, pair: Pair, kept: Checkpoints, progress: bool
-) -> dict[str, Any]:
-    """Train a pair, from its last checkpoint where it has one, and return how long it took and what happened."""
-    settings = planned.settings
-    loader, steps = _budget(planned, arm, seed)
-    with isolated(_stream(seed, "training"), planned.device), asked_to_end() as asked:
-        try:
-            state, history = fit(
-                loader,
-                arm.routine,
-                pair,
-                optimizers_for(arm.routine, pair, planned.optimizer(arm)),
-                steps=steps,
-                seconds=settings.seconds,
-                engine=settings.engine,
-                schedule=Falling(settings.final_learning_rate) if settings.final_learning_rate else None,
-                callbacks=[_Log(planned, folder / "metrics.jsonl", steps)],
-                record_every=max(1, steps // 200) if steps else 20,
-                checkpoints=kept,
-                interrupted=asked,
-                progress=f"{arm.name}, seed {seed}" if progress else False,
-            )
-        except Interrupted as error:
-            error.code = asked.code
-            raise
-        if asked():  # after the last step
-            raise Ended(asked.code)
-    spent = history.seconds[-1] if history.seconds else 0.0
-    return {
-        "steps": state.step,
-        "seconds": spent,
-        "seconds_per_step": spent / max(1, state.step),
-        "notes": history.notes,
-    }
-
-
-def _budget(planned: Plan, arm: Arm, seed: int) -> tuple[Any, int | None]:
-    """Return the loader of a run and its number of steps; a closed-form routine sees all the data in every step."""
-    settings, rows = planned.settings, len(planned.dataset.train)
-    batch = min(settings.batch_size, rows)
-    full = any(phase.solve for phase in arm.routine)
-    loader = Loader(planned.dataset, rows if full else batch, seed=seed, device=planned.device)
-    if settings.seconds is not None:
-        return loader, None
-    if settings.epochs is not None:
-        return loader, max(1, settings.epochs * loader.steps_per_epoch // arm.routine.batches)
-    steps = settings.steps or 1
-    return loader, -(-steps * batch // rows) if full else steps
-
-
-class _Log:
-    """Write the phases' values, and from time to time an evaluation on validation data, while a run goes on."""
-
-    def __init__(self, planned: Plan, path: Path, steps: int | None) -> None:
-        self.planned, self.path, self.steps = planned, path, steps
-        self.done: int | None = None  # how many evaluations there were
-        self.validation = planned.dataset.validation[:250].to(planned.device)
-
-    def __call__(self, state: State, history: History) -> None:
-        step, seconds = history.steps[-1], history.seconds[-1]
-        if self.done is None:
-            self.done = self._due(history.steps[-2], history.seconds[-2]) if len(history.steps) > 1 else 0
-            keep_metrics_before(self.path, step)
-        values = {phase: finite(value) for phase, value in zip(history.phases, history.values[-1], strict=True)}
-        append_metrics(self.path, {"step": step, "seconds": seconds, "values": values})
-        due = self._due(step, seconds)
-        if len(self.validation) and due > self.done:
-            self.done = due
-            particles = min(self.planned.settings.particles, 50)
-            found = log_likelihood(state.pair, self.validation, particles, seed=1)
-            if found.value is not None:
-                line = {"log_likelihood": finite(found.value), "kind": found.kind}
-                append_metrics(self.path, {"step": step, "seconds": seconds, "evaluation": line})
-
-    def _due(self, step: int, seconds: float) -> int:
-        """Return how many evaluations there should have been by a step."""
-        settings = self.planned.settings
-        return int((step / self.steps if self.steps else seconds / (settings.seconds or 1.0)) * settings.evaluations)
 
 
 def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | None) -> dict[str, Any]:
@@ -269,7 +224,3 @@ def _classifier(dataset: Dataset) -> Classifier | None:
         with isolated(5):
             rows, labels = torch.cat([rows, torch.bernoulli(rows)]), torch.cat([labels, labels])
     return train_classifier(rows, labels, int(labels.max()) + 1, seed=0)
-
-
-def _stream(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "little")

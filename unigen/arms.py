@@ -1,0 +1,143 @@
+"""Training the runs of a comparison: one by one, or the seeds of a routine in one program of the xla engine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unigen.checkpoints import Checkpoints
+from unigen.data import Loader
+from unigen.evaluate import log_likelihood
+from unigen.pair import Pair
+from unigen.planning import Arm, Plan
+from unigen.runs import append_metrics, finite, keep_metrics_before
+from unigen.signals import Ended, asked_to_end
+from unigen.streams import isolated
+from unigen.together import Lane, fit_together
+from unigen.training import Falling, History, Interrupted, State, fit, optimizers_for
+
+__all__ = ["Ready", "stream", "together", "train"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that can train."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    pair: Pair
+    kept: Checkpoints
+
+
+def together(planned: Plan) -> bool:
+    """Say whether the seeds of a routine train in one program."""
+    return planned.settings.engine == "xla" and len(planned.settings.seeds) > 1
+
+
+def train(planned: Plan, runs: list[Ready], progress: bool) -> list[Any]:
+    """Train a group, each run from its last checkpoint where it has one; return how long each took, or how it failed."""
+    if not runs:
+        return []
+    settings, arm = planned.settings, runs[0].arm
+    loaders, steps = zip(*[_budget(planned, arm, run.seed) for run in runs], strict=True)
+    optimizers = [optimizers_for(arm.routine, run.pair, planned.optimizer(arm)) for run in runs]
+    logs = [[_Log(planned, run.folder / "metrics.jsonl", steps[0])] for run in runs]
+    labels = [f"{arm.name}, seed {run.seed}" if progress else False for run in runs]
+    shared: dict[str, Any] = {
+        "steps": steps[0],
+        "seconds": settings.seconds,
+        "schedule": Falling(settings.final_learning_rate) if settings.final_learning_rate else None,
+        "record_every": max(1, steps[0] // 200) if steps[0] else 20,
+    }
+    with asked_to_end() as asked:
+        try:
+            if together(planned):
+                lanes = [
+                    Lane(loader, run.pair, stream(run.seed, "training"), own, log, run.kept, label)
+                    for run, loader, own, log, label in zip(runs, loaders, optimizers, logs, labels, strict=True)
+                ]
+                outcomes = fit_together(arm.routine, lanes, **shared, interrupted=asked, width=len(settings.seeds))
+            else:
+                run = runs[0]
+                with isolated(stream(run.seed, "training"), planned.device):
+                    outcomes = [
+                        fit(
+                            loaders[0],
+                            arm.routine,
+                            run.pair,
+                            optimizers[0],
+                            **shared,
+                            engine=settings.engine,
+                            callbacks=logs[0],
+                            checkpoints=run.kept,
+                            interrupted=asked,
+                            progress=labels[0],
+                        )
+                    ]
+        except Interrupted as error:
+            error.code = asked.code
+            raise
+        if asked():  # after the last step
+            raise Ended(asked.code)
+    return [each if isinstance(each, Exception) else _trained(*each) for each in outcomes]
+
+
+def _trained(state: State, history: History) -> dict[str, Any]:
+    spent = history.seconds[-1] if history.seconds else 0.0
+    return {
+        "steps": state.step,
+        "seconds": spent,
+        "seconds_per_step": spent / max(1, state.step),
+        "notes": history.notes,
+    }
+
+
+def _budget(planned: Plan, arm: Arm, seed: int) -> tuple[Any, int | None]:
+    """Return the loader of a run and its number of steps; a closed-form routine sees all the data in every step."""
+    settings, rows = planned.settings, len(planned.dataset.train)
+    batch = min(settings.batch_size, rows)
+    full = any(phase.solve for phase in arm.routine)
+    loader = Loader(planned.dataset, rows if full else batch, seed=seed, device=planned.device)
+    if settings.seconds is not None:
+        return loader, None
+    if settings.epochs is not None:
+        return loader, max(1, settings.epochs * loader.steps_per_epoch // arm.routine.batches)
+    steps = settings.steps or 1
+    return loader, -(-steps * batch // rows) if full else steps
+
+
+class _Log:
+    """Write the phases' values, and from time to time an evaluation on validation data, while a run goes on."""
+
+    def __init__(self, planned: Plan, path: Path, steps: int | None) -> None:
+        self.planned, self.path, self.steps = planned, path, steps
+        self.done: int | None = None  # how many evaluations there were
+        self.validation = planned.dataset.validation[:250].to(planned.device)
+
+    def __call__(self, state: State, history: History) -> None:
+        step, seconds = history.steps[-1], history.seconds[-1]
+        if self.done is None:
+            self.done = self._due(history.steps[-2], history.seconds[-2]) if len(history.steps) > 1 else 0
+            keep_metrics_before(self.path, step)
+        values = {phase: finite(value) for phase, value in zip(history.phases, history.values[-1], strict=True)}
+        append_metrics(self.path, {"step": step, "seconds": seconds, "values": values})
+        due = self._due(step, seconds)
+        if len(self.validation) and due > self.done:
+            self.done = due
+            particles = min(self.planned.settings.particles, 50)
+            found = log_likelihood(state.pair, self.validation, particles, seed=1)
+            if found.value is not None:
+                line = {"log_likelihood": finite(found.value), "kind": found.kind}
+                append_metrics(self.path, {"step": step, "seconds": seconds, "evaluation": line})
+
+    def _due(self, step: int, seconds: float) -> int:
+        """Return how many evaluations there should have been by a step."""
+        settings = self.planned.settings
+        return int((step / self.steps if self.steps else seconds / (settings.seconds or 1.0)) * settings.evaluations)
+
+
+def stream(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "little")

@@ -2,7 +2,6 @@
 
 from unigen.evaluate.coverage import labelled_coverage, mixture_coverage
 from unigen.evaluate.dreams import Samples, reconstruct, sample
-from unigen.evaluate.examination import sample_metrics
 from unigen.evaluate.features import Features, LeNet, features_of, lenet, principal_components
 from unigen.evaluate.likelihood import LogLikelihood, log_likelihood
 from unigen.evaluate.neighbours import (
@@ -12,6 +11,7 @@ from unigen.evaluate.neighbours import (
     save_neighbours,
 )
 from unigen.evaluate.sample_figures import SampleFigure, jackknife
+from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.evaluate.samples import (
     Classifier,
     Coverage,

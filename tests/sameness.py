@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import json
 import os
 import random
 import shutil
@@ -33,12 +35,13 @@ from unigen.resume import ResumeWarning
 from unigen.runs import append_metrics, save_grid
 from unigen.snapshots import capture_streams, restore_streams
 from unigen.streams import isolated
-from unigen.training import Falling, History, State
+from unigen.training import Falling, History, State, engine_named
 
 __all__ = [
     "Recording",
     "commands_watched",
     "cuts",
+    "cuts_elsewhere",
     "de_bruijn",
     "drifted",
     "one_after_another",
@@ -74,35 +77,53 @@ class Recording:
 # -- cut at every step (B3), no datum twice (B4) -----------------------------------------------------------------------
 
 
-def cuts(name: str, root: Path) -> tuple[Tally, Tally]:
-    """Cut a run of three epochs at every step; a trial of both tallies is a cut.
+def cuts(name: str, root: Path, engine: str = "eager") -> tuple[Tally, Tally]:
+    """Cut a run of three epochs by an engine at every step; a trial of both tallies is a cut.
 
     The first tally: the resumed run ends in the same bits, records the same values, and says where it was resumed. The
     second: over both parts, each epoch meets every row once, in the order of the uncut run.
     """
-    bits, order = Tally(), Tally()
+    bits, order, by = Tally(), Tally(), f"{name} by {engine}"
+    engine_named(engine)  # importing JAX draws from numpy's stream
     scramble()
     start = capture_streams()
-    state, plain = run(name)
+    state, plain = run(name, engine=engine)
     wanted = digest(state)
     restore_streams(start)
     every, whole = Checkpoints(root / "every", keep=STEPS + 1), Recording(arm(name)[2])
-    state, history = run(name, loader=whole, checkpoints=every, checkpoint_every=1)
+    state, history = run(name, loader=whole, checkpoints=every, checkpoint_every=1, engine=engine)
     if digest(state) != wanted or history.values != plain.values or every.steps() != list(range(1, STEPS + 1)):
-        bits(False, f"{name}: checkpoints changed the run")
+        bits(False, f"{by}: checkpoints changed the run")
     batches = ARMS[name][0].batches
     for cut in range(1, STEPS):
         scramble()
         rest = Recording(arm(name)[2])
         kept = only(every, cut, Checkpoints(root / str(cut)))
-        state, resumed = run(name, seed=1, loader=rest, checkpoints=kept, checkpoint_every=100)
+        state, resumed = run(name, 1, rest, checkpoints=kept, checkpoint_every=100, engine=engine)
         same = digest(state) == wanted and (resumed.steps, resumed.values) == (plain.steps, plain.values)
-        bits(same and resumed.notes == [f"resumed at step {cut}"], f"{name}: cut at step {cut}")
+        bits(same and resumed.notes == [f"resumed at step {cut}"], f"{by}: cut at step {cut}")
         seen = [row for batch in whole.rows[: cut * batches] + rest.rows for row in batch]
         size = len(whole.dataset.train)
         epochs = [sorted(seen[begin : begin + size]) for begin in range(0, STEPS // 3 * size * batches, size)]
         once = all(epoch == list(range(size)) for epoch in epochs) and len(seen) == len(epochs) * size
-        order(once and whole.asked[: cut * batches] + rest.asked == whole.asked, f"{name}: rows after step {cut}")
+        order(once and whole.asked[: cut * batches] + rest.asked == whole.asked, f"{by}: rows after step {cut}")
+    return bits, order
+
+
+def cuts_elsewhere(name: str, root: Path, engine: str) -> tuple[Tally, Tally]:
+    """Return ``cuts`` made in a process of their own: an engine that starts threads would spoil later forks."""
+    root.mkdir(parents=True)
+
+    def work() -> None:
+        parts = [dataclasses.asdict(tally) for tally in cuts(name, root, engine)]
+        (root / "tallies").write_text(json.dumps(parts))
+
+    code = wait(fork(work, root / "said"))
+    if code:
+        failed = Tally()
+        failed(False, f"{name} by {engine}: exit code {code}: {(root / 'said').read_text()[-400:]}")
+        return failed, failed
+    bits, order = (Tally(**part) for part in json.loads((root / "tallies").read_text()))
     return bits, order
 
 

@@ -78,7 +78,7 @@ def shares(count: int, parts: int) -> list[int]:
 
 
 def killed(work: Work) -> Tally:
-    """``kill -9`` at random instants, restarted by the same call: the bits of the run left alone, at most 3 steps lost"""
+    """`kill -9` at random instants, restarted by the same call: the bits of the run left alone, at most 3 steps lost"""
     sent, chance, commands = signal.SIGKILL, work.chance, work.kills // 10  # of whole commands, the others of fit
     split = zip(work.arms, shares(work.kills - commands, len(work.arms)), strict=True)
     found = [kills.killed(name, n, sent, chance, work.root / name) for name, n in split]
@@ -93,11 +93,15 @@ def killed_saves(work: Work) -> Tally:
 @functools.cache
 def _cuts(work: Work) -> tuple[Tally, Tally]:
     found = [sameness.cuts(name, work.root / name) for name in work.arms]
+    if not work.quick:
+        others = [("xla", name) for name in ("vae", "wgan_gp", "persistent contrastive divergence")]
+        others += [("compiled", "persistent contrastive divergence")]
+        found += [sameness.cuts_elsewhere(name, work.root / f"{engine} {name}", engine) for engine, name in others]
     return total(bits for bits, _ in found), total(order for _, order in found)
 
 
 def cut(work: Work) -> Tally:
-    """cut at every step of three epochs and resumed: the bits and records of the uncut run"""
+    """cut at every step of three epochs and resumed, on all engines: the bits and records of the uncut run"""
     return _cuts(work)[0]
 
 

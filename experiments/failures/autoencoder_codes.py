@@ -112,8 +112,8 @@ def line_of_figures(found: dict[str, Any]) -> str:
         ", ".join(f"{name} {each(name, what)}" for name in ROUTINES) for what in ("prior", "fitted", "log p")
     )
     return (
-        f"MMD^2 to held-out digits of decoded z ~ N(0, I): {prior}; of the normal fitted to the codes: {fitted} (standard errors up "
-        f"to {worst:.3f}; test digits {found['null'].value:.3f}); bound on log p(x) in nats: {likelihood}"
+        f"MMD^2 to held-out digits of decoded z ~ N(0, I): {prior}; of the normal fitted to the codes: {fitted} (standard errors "
+        f"up to {worst:.3f}; test digits {found['null'].value:.3f}); bound on log p(x) in nats: {likelihood}"
     )
 
 

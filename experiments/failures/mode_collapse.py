@@ -2,7 +2,8 @@
 
 All methods start from the same weights, a generator whose samples lie close together, and take the same number of updates of either
 network with the same Adam(1e-3, (0.9, 0.999)), whose momentum makes the plain GAN chase its discriminator. A sample is good
-within three standard deviations of a mode; the modes filled are exp(entropy of the good samples' shares), 0 where none is good.
+within 0.15 of a mode (its neighbours are 0.77 away; the published radius of 0.03 asks for a longer budget); the modes filled are
+exp(entropy of the good samples' shares), 0 where none is good.
 The null is a fresh sample of the data, scored in the same way.
 
 Packing needs nothing new: a pack of m points is one row of m D numbers, the generator maps m latents by one network, and the
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from failures.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, panels
 from unigen import Pair, fit
 from unigen.data import Loader, load
-from unigen.densities import GaussianMixture, ring
+from unigen.densities import ring
 from unigen.evaluate import mixture_metrics, sample
 from unigen.networks import MLPTrunk, Networks
 from unigen.networks.mlp import MLP
@@ -37,13 +38,15 @@ from unigen.training import optimizers_for
 
 @dataclass(frozen=True)
 class Settings:
-    """``updates`` of the two networks together in a run, ``records`` of the scores on ``points`` samples; ``std`` of a mode;
-    ``batch``: rows, or packs, of data."""
+    """``updates`` of the two networks together in a run, ``records`` of the scores on ``points`` samples.
+
+    ``near``: what is near a mode. ``batch``: rows, or packs, of data.
+    """
 
     updates: int = 4000
     records: int = 8
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    std: float = 0.05
+    seeds: tuple[int, ...] = (2, 3, 4, 5, 6)  # 0 and 1 served to choose the budget
+    near: float = 0.15
     batch: int = 64
     points: int = 2500
 
@@ -94,9 +97,9 @@ def packed_pair(members: int, seed: int, hidden: int = 64, latent: int = 2) -> P
     return adversarial(networks, Likelihood("normal", bounded=False))
 
 
-def scores(points: Tensor, density: GaussianMixture) -> tuple[float, float]:
+def scores(points: Tensor, near: float) -> tuple[float, float]:
     """Return how many modes are filled, exp(H) of the good samples' shares, and the share of good samples."""
-    found = mixture_metrics(points, density.means, density.std)
+    found = mixture_metrics(points, ring().means, near, hq=1.0)
     modes = found.modes * math.exp(-found.reverse_kullback_leibler)  # H = log(modes) - KL(shares || uniform)
     return modes, found.high_quality
 
@@ -105,11 +108,7 @@ def one_run(job: tuple[str, int, Settings]) -> tuple[Tensor, Tensor]:
     """Train once; return the scores (records, 2) and the last samples (points, 2)."""
     method, seed, settings = job
     name, members, _ = METHODS[method]
-    routine, density = by_name(name), GaussianMixture(ring().means, settings.std)
-    # the library's ring has narrower modes: rows of this one in its place
-    data = replace(
-        load("ring", size=1), train=density.sample(20_000, torch.Generator().manual_seed(seed)), density=density
-    )
+    routine, data = by_name(name), load("ring", size=20_000, seed=seed)
     pair = packed_pair(members, seed)
     optimizers = optimizers_for(routine, pair, Optimizer("Adam", 1e-3))
     path: list[tuple[float, float]] = []
@@ -119,7 +118,7 @@ def one_run(job: tuple[str, int, Settings]) -> tuple[Tensor, Tensor]:
         nonlocal points
         packs = math.ceil(settings.points / members)
         points = sample(pair, packs, torch.zeros(1, 2 * members), seed=1).x.reshape(-1, 2)[: settings.points]
-        path.append(scores(points, density))
+        path.append(scores(points, settings.near))
 
     steps = settings.updates // sum(phase.steps for phase in routine)
     with isolated(seed):
@@ -133,8 +132,7 @@ def one_run(job: tuple[str, int, Settings]) -> tuple[Tensor, Tensor]:
 
 def null(settings: Settings) -> tuple[float, float]:
     """Return the scores of a fresh sample of the data."""
-    density = GaussianMixture(ring().means, settings.std)
-    return scores(density.sample(settings.points, torch.Generator().manual_seed(9)), density)
+    return scores(ring().sample(settings.points, torch.Generator().manual_seed(9)), settings.near)
 
 
 def p_value(ours: Tensor, theirs: Tensor) -> float:

@@ -65,7 +65,8 @@ class Common:
     evaluations: int = 10
     """Evaluations on validation data during a run, for the learning curves."""
     engine: str = "eager"
-    """The engine that runs the phases."""
+    """What runs the phases: eager (the reference), compiled (by TorchInductor), xla (many steps a call, by JAX; the seeds of a
+    routine in one program). All three take the same steps, to rounding."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: str | None = None

@@ -84,7 +84,8 @@ class Watch:
 def _culprits(state: State, batch: Sequence[Any], first: Sequence[str] = ()) -> Iterator[str]:
     for x in batch:
         for name, value in state.pair.bind(x).items():
-            if isinstance(value, Tensor) and not (finite := value.isfinite()).all():
+            dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+            if dense and not (finite := value.isfinite()).all():
                 yield f"data '{name}' has {int((~finite).sum())} entries that are not finite"
     for group in sorted(("theta", "phi", "psi"), key=lambda group: group not in first):
         named = state.pair.named_group(group)

@@ -1,0 +1,222 @@
+"""The latents of a model as one unconstrained vector u, and the density of u: log p(z(u), x) + log |det dz/du|.
+
+Each latent z is Pyro's own ``biject_to(support)`` of its piece of u, applied at its sample statement while the model runs, so
+that a support may depend on other latents. The density is that of the whole data set: one number, whatever the plates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from unigen.engines.programs import base_of, family_of
+from unigen.engines.pure import swapped
+from unigen.evaluate.modes import evaluating
+from unigen.pair import Pair, PairError
+
+__all__ = ["Evaluation", "Unconstrained", "in_double"]
+
+
+class Evaluation(NamedTuple):
+    """The model at one u: log densities by site (the last one of the Jacobian), and values of latent and deterministic sites."""
+
+    densities: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+    @property
+    def log_density(self) -> Tensor:
+        """The sum of the densities, ()."""
+        return torch.stack(list(self.densities.values())).sum()
+
+
+class _Lift(Messenger):
+    """Give each latent its value from u, and record the densities; entered outside the model, so after its plates."""
+
+    def __init__(self, u: Tensor | None, pieces: Mapping[str, torch.Size]) -> None:
+        super().__init__()
+        self.pieces: dict[str, torch.Size] = {}
+        sizes = [shape.numel() for shape in pieces.values()]
+        self.given = {} if u is None else dict(zip(pieces, u.split(sizes), strict=True))
+        self.shapes = pieces
+        self.densities: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.log_jacobian = torch.zeros(()) if u is None else u.new_zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["is_observed"]:
+            return
+        name, fn = msg["name"], msg["fn"]
+        if not self.given:
+            _check_latent(name, fn, msg["mask"])
+        transform = biject_to(fn.support)
+        shape = torch.Size(transform.inverse_shape(fn.shape()))
+        if not self.given:  # the first run: the middle of every support
+            free = torch.zeros(shape)
+        elif name not in self.given or self.shapes[name] != shape:
+            raise PairError(
+                f"site '{name}' is not in every run of the model with one shape, so its latents are no vector of a fixed "
+                "length; give the model the same sample statements whatever their values"
+            )
+        else:
+            free = self.given[name].reshape(shape)
+        self.pieces[name] = shape
+        value = transform(free)
+        self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(free, value).sum()
+        msg["value"], msg["done"] = value, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        if name in self.values or name in self.densities:
+            raise PairError(f"site '{name}' is sampled twice by the model; give each sample statement its own name")
+        if not msg["is_observed"] or msg["infer"].get("_deterministic"):
+            self.values[name] = msg["value"]
+        if msg["infer"].get("_deterministic"):
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise PairError(
+                    f"site '{name}' is in the subsampled plate '{frame.name}', and a posterior needs all of the data; write "
+                    f"pyro.plate('{frame.name}', {frame.full_size})"
+                )
+        if not getattr(fn, "normalized", True):
+            raise PairError(
+                f"site '{name}' ({family_of(fn)}) has an unnormalized density, which hides how its normalizer depends on the "
+                "latents; sample a model of normalized sites"
+            )
+        try:
+            density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])
+        except NotImplementedError as error:
+            raise PairError(
+                f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({error or 'no log_prob'})"
+            ) from None
+        self.densities[name] = density.sum()
+
+
+def _check_latent(name: str, fn: Any, mask: Any) -> None:
+    """Refuse a latent that no vector of real numbers stands for. A mask of False altogether is a flat density by intent."""
+    try:
+        discrete = fn.support.is_discrete
+        if not discrete:
+            transform = biject_to(fn.support)
+            free = torch.zeros(torch.Size(transform.inverse_shape(fn.shape())))
+            transform.log_abs_det_jacobian(free, transform(free))
+    except NotImplementedError:
+        raise PairError(
+            f"site '{name}' ({family_of(fn)}) has a support without a smooth map from the real numbers; register one with "
+            "torch.distributions.biject_to, or write the site as a transform of a real one"
+        ) from None
+    if discrete:
+        raise PairError(
+            f"site '{name}' ({family_of(fn)}) is discrete, and these samplers move in real numbers; sum it out in the model "
+            "(a MixtureSameFamily, or pyro.factor of the logsumexp over its values)"
+        )
+    base = base_of(fn)
+    for part in (mask, base._mask if isinstance(base, MaskedDistribution) else None):
+        if isinstance(part, Tensor) and not bool(part.all()):
+            raise PairError(
+                f"latent site '{name}' is masked in part, and a masked element has no density to sample by; leave those "
+                "elements out of the site, and mask only what is observed"
+            )
+
+
+@contextmanager
+def in_double(pair: Pair) -> Iterator[None]:
+    """Run a pair in float64 on the CPU: parameters and buffers held fixed, evaluation mode, random streams untouched."""
+    tensors = [*pair.parameters(), *pair.buffers()]
+    fixed = {id(tensor): _double(tensor) for tensor in tensors}
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), evaluating(pair), swapped(pair, fixed):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+def _double(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor):
+        return tensor
+    tensor = tensor.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _required(program: Any) -> list[str]:
+    """Return the arguments that a program has no default for."""
+    function = program.forward if isinstance(program, torch.nn.Module) else program
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind in named
+    ]
+
+
+class Unconstrained:
+    """The latents of ``pair.model`` given data as one vector u of length ``size``; call its methods within ``in_double``.
+
+    Raises ``PairError`` for a model that has no such density: data missing, no latent, discrete, implicit, unnormalized or
+    masked sites, a subsampled plate.
+    """
+
+    def __init__(self, pair: Pair, data: Any) -> None:
+        self.pair = pair
+        self.data = {name: _double(value) for name, value in pair.bind(data).items()}
+        for name in _required(pair.model):
+            if self.data.get(name) is None:
+                raise PairError(
+                    f"the model takes data {name!r}, which are missing; got {', '.join(self.data) or 'none'}, expected "
+                    f"{', '.join(pair.arguments)}"
+                )
+        with torch.no_grad():
+            try:
+                lift = self._run(None)
+            except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise PairError(
+                    f"the model cannot run on these data in float64: {reason}; hold its tensors as parameters or buffers, or "
+                    "make them float64"
+                ) from error
+        self.pieces = lift.pieces
+        if not self.pieces:
+            raise PairError("the model has no latent site: there is no posterior to sample")
+        for name in self.pieces:
+            if name in pair.arguments:
+                raise PairError(f"site '{name}' has no data; give {name!r}")
+        self.size = sum(shape.numel() for shape in self.pieces.values())
+        self.shapes = {name: value.shape for name, value in lift.values.items()}
+
+    def _run(self, u: Tensor | None) -> _Lift:
+        with _Lift(u, getattr(self, "pieces", {})) as lift:
+            self.pair.model(**self.data)
+        return lift
+
+    def evaluate(self, u: Tensor) -> Evaluation:
+        """Run the model at u, (size,)."""
+        lift = self._run(u)
+        return Evaluation({**lift.densities, "the change of variables": lift.log_jacobian}, lift.values)
+
+    def log_density(self, u: Tensor) -> Tensor:
+        """Return log p(z(u), x) + log |det dz/du|, ()."""
+        return self.evaluate(u).log_density
+
+    def values(self, u: Tensor) -> Tensor:
+        """Return the values of latent and deterministic sites at u, one after the other as ``shapes`` says."""
+        return torch.cat([value.reshape(-1).to(u.dtype) for value in self.evaluate(u).values.values()])
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Cut what ``values`` returns, (..., M), by site: (..., *shape)."""
+        columns = values.split([shape.numel() for shape in self.shapes.values()], -1)
+        named = zip(self.shapes.items(), columns, strict=True)
+        return {name: column.reshape(*values.shape[:-1], *shape) for (name, shape), column in named}

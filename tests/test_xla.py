@@ -24,7 +24,8 @@ from unigen.engines.capture import buffers, capture_phase, parameters
 from unigen.engines.checks import check, check_once
 from unigen.engines.lowering import Given, precision, run, to_jax
 from unigen.engines.operations import TABLE, operation
-from unigen.engines.tape import Draws, Tape, Unsupported
+from unigen.engines.surroundings import Draws
+from unigen.engines.tape import Tape, Unsupported
 from unigen.networks import networks
 from unigen.objectives import elbo
 from unigen.pair import Pair
@@ -413,7 +414,7 @@ def test_views_and_writes_in_place() -> None:
             fixed.masked_fill_(fixed > 1, 0.5)
         row[1:].mul_(2)
         y.t()[2].sub_(z[:, 0])
-        last.exp_()
+        last.tanh_()
         return y.sum(-1, keepdim=True) + first + last + two.sum((0, 1)) + fixed[2]
 
     pair = Pair(Noisy(function), Follow()).double()

@@ -33,7 +33,7 @@ def precision(double: bool = True) -> Any:
 
 def to_jax(tensor: Tensor) -> Any:
     """Return a copy of a tensor as a JAX array, of 32 bits where 64 are switched off."""
-    return jnp.asarray(tensor.detach().cpu().numpy(), dtype=jax_dtype(tensor.dtype), copy=True)
+    return jax.device_put(numpy.array(tensor.detach().cpu().numpy(), dtype=jax_dtype(tensor.dtype)))
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------

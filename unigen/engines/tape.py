@@ -8,24 +8,24 @@ form: a write in place makes a new value, and views of what was written are take
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, decomposition_table
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from unigen.engines.operations import find, functional_name
+from unigen.engines.surroundings import plainly
 from unigen.pair import PairError
 
-__all__ = ["Draws", "Node", "Ref", "Shape", "Tape", "Unsupported", "capture"]
+__all__ = ["Node", "Ref", "Shape", "Tape", "Unsupported", "capture"]
 
 ELSEWHERE = "use engine='eager' or engine='compiled'"
 
@@ -145,12 +145,17 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
+@cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Return what torch itself writes in terms of other operations; to collect it takes a while."""
+    return {**decomposition_table, **core_aten_decompositions()}
+
+
 class _Recorder(TorchDispatchMode):
     """Write down every operation below autograd while it runs."""
 
     def __init__(self, inputs: Mapping[str, Tensor], fixed: Sequence[str]) -> None:
         super().__init__()
-        self.decompositions = {**decomposition_table, **core_aten_decompositions()}
         self.shapes: list[Shape] = []
         self.nodes: list[Node] = []
         self.constants: dict[int, Tensor] = {}
@@ -248,10 +253,13 @@ class _Recorder(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         entry = find(name)
         if entry is None and not random and not written:
-            taken_apart = self.decompositions.get(func)
+            taken_apart = _decompositions().get(func)
             if taken_apart is not None:
                 with self:
                     return taken_apart(*args, **named)
+            if func._can_decompose():  # below autograd, where a composition arrives whole
+                with self:
+                    return func.decompose(*args, **named)
         seen_written = [self.find(tensor) for tensor in written]
         arguments, keywords = tree_map(self._ref, (tuple(args), dict(named)))
         refs = [leaf.number for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Ref)]
@@ -259,6 +267,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **named)
         if torch.Tag.inplace_view in func.tags:
             return self._viewed_in_place(name, args[0], arguments[1:])
+        if name in _CHECKS:
+            return result
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not static and (len(made) == 0 or torch.Tag.data_dependent_output in func.tags or _grows(name, args)):
             raise Unsupported(
@@ -309,6 +319,11 @@ class _Recorder(TorchDispatchMode):
 
     def _view(self, name: str, tensor: Tensor, source: Tensor, rest: Any, named: Any, index: int) -> None:
         parent = self.find(source)
+        if name == "aten.as_strided.default":  # it counts in memory: say how the source lies there
+            sizes, strides, *offset = rest
+            start = offset[0] if offset and offset[0] is not None else source.storage_offset()
+            name, named = "unigen.strided", {}
+            rest = (sizes, strides, start, source.stride(), source.storage_offset())
         number = self._emit(name, (Ref(self.read(parent)), *rest), named, tensor, index)
         view = (name, tuple(rest), dict(named), index)
         self.seen[id(tensor)] = _Seen(tensor, parent.store, number, parent.store.version, parent, view)
@@ -351,6 +366,7 @@ class _Recorder(TorchDispatchMode):
 
 
 _OUT = ("out",)
+_CHECKS = ("aten._linalg_check_errors.default", "aten._assert_async.default", "aten._assert_async.msg")
 _ENGINE = (
     "engines/tape.py",
     "engines/capture.py",
@@ -422,10 +438,8 @@ def capture(
     """
     recorder = _Recorder(inputs, fixed)
     with ExitStack() as stack:
-        stack.enter_context(_without_validation())
-        stack.enter_context(_without_onednn())
+        stack.enter_context(plainly())
         stack.enter_context(recorder)
-        stack.enter_context(_WithoutReading())
         results = function()
     outputs = [None if tensor is None else recorder.read(recorder.find(tensor)) for tensor in results]
     written = {}
@@ -445,76 +459,3 @@ def capture(
     read = {ref for node in tape.live() for ref in node.refs()} | {*tape.outputs, *written.values()}
     tape.constants = {number: tensor for number, tensor in tape.constants.items() if number in read}
     return tape
-
-
-@contextmanager
-def _without_validation() -> Iterator[None]:
-    """Let distributions trust their arguments: a check reads values, and has been made when the pair was checked."""
-    base = torch.distributions.Distribution
-    before = base._validate_args
-    base.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        base.set_default_validate_args(before)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Let recurrent layers be the products and sums that they are, instead of one operation of oneDNN."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
-class _WithoutReading(TorchFunctionMode):
-    """Write ``x[i]`` for a tensor i of one number, and ``one_hot``, without the read of a value that torch makes there."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], Tensor):
-            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
-            single = [place for place, index in enumerate(indices) if _is_number(index)]
-            if single and not any(
-                isinstance(index, Tensor | list) for i, index in enumerate(indices) if i != single[0]
-            ):
-                place = single[0]
-                rest = args[0][(*indices[:place], slice(None), *indices[place + 1 :])]
-                if any(index is Ellipsis for index in indices[:place]):
-                    dim = rest.dim() - 1 - sum(isinstance(i, slice) or i is None for i in indices[place + 1 :])
-                else:
-                    dim = sum(isinstance(index, slice) or index is None for index in indices[:place])
-                return rest.index_select(dim, indices[place].reshape(1)).squeeze(dim)
-        if func is torch.nn.functional.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
-            classes = args[1] if len(args) > 1 else (kwargs or {})["num_classes"]
-            if classes > 0:
-                return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
-        return func(*args, **(kwargs or {}))
-
-
-def _is_number(index: Any) -> bool:
-    return (
-        isinstance(index, Tensor) and index.dim() == 0 and not (index.is_floating_point() or index.dtype is torch.bool)
-    )
-
-
-class Draws(TorchDispatchMode):
-    """Collect what the random operations of an eager run return, in their order: the noise that a tape can be run on.
-
-    >>> with Draws() as draws:
-    ...     x = torch.randn(3) * 2
-    >>> len(draws.taken), bool((2 * draws.taken[0] == x).all())
-    (1, True)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.taken.append(next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)).detach().clone())
-        return result

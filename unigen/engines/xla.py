@@ -20,10 +20,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from unigen.engines.capture import Climb, buffers, capture_phase, parameters
+from unigen.engines.capture import Climb, buffers, capture_phase
 from unigen.engines.checks import check_once
 from unigen.engines.loop import Plan, Update, compiled
 from unigen.engines.lowering import precision
+from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
+from unigen.engines.moves import parts as parts_of
 from unigen.engines.tape import ELSEWHERE, Unsupported
 from unigen.engines.updates import rule_of
 from unigen.pair import Pair, PairError
@@ -33,8 +35,6 @@ __all__ = ["CHUNK", "Unsupported", "advance", "advance_many"]
 
 CHUNK = 200  # the steps of a call of ``advance`` by ``fit``
 MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds
-
-Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 # -- one step: which climbs, on which batches --------------------------------------------------------------------------
@@ -87,77 +87,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, 
     return step
 
 
-# -- optimizers --------------------------------------------------------------------------------------------------------
-
-_IGNORED = ("params", "lr", "foreach", "fused", "capturable", "differentiable", "amsgrad")
-
-
-class _Part(NamedTuple):
-    """The parameters of one torch parameter group that are updated together: in which climbs, and from which step on."""
-
-    optimizer: torch.optim.Optimizer
-    place: int  # among all parameter groups
-    group: dict[str, Any]
-    climbs: tuple[int, ...]
-    start: int
-    names: list[str]
-
-
-def _named(pair: Pair) -> dict[str, Tensor]:
-    """Return the parameters by name, walking the pair's modules once."""
-    found: dict[str, Tensor] = pair.compiled.setdefault("xla parameters", {}) or parameters(pair)
-    pair.compiled["xla parameters"] = found
-    return found
-
-
-def _parts(pair: Pair, optimizers: Optimizers, step: _Step) -> list[_Part]:
-    """Return how the optimizers move the parameters in one step, and give each parameter the state it starts from."""
-    names = {id(parameter): name for name, parameter in _named(pair).items()}
-    found: dict[tuple[Any, ...], _Part] = {}
-    place = 0
-    for which, optimizer in optimizers.items():
-        rule = rule_of(optimizer)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                name = names.get(id(parameter), "")
-                climbs = tuple(
-                    number
-                    for number, climb in enumerate(step.climbs)
-                    if name.startswith(f"{which}.") and name in climb.gradients
-                )
-                if not climbs:
-                    continue
-                state = _state(optimizer, parameter, group)
-                start = int(state["step"]) if rule.counts else int("momentum_buffer" in state)
-                for memory in rule.memory(group):
-                    if memory not in state:
-                        state[memory] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                key = (place, climbs, start)
-                found.setdefault(key, _Part(optimizer, place, group, climbs, start, [])).names.append(name)
-            place += 1
-    return list(found.values())
-
-
-def _state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a parameter as torch's optimizer starts it; an SGD without momentum has none."""
-    rule = rule_of(optimizer)
-    if not rule.counts and not rule.memory(group):
-        return {}
-    state: dict[str, Any] = optimizer.state[parameter]
-    if rule.counts and not state:
-        fused = bool(group.get("fused")) or bool(group.get("capturable"))
-        wide = torch.get_default_dtype() == torch.float64 and not fused
-        device = parameter.device if fused else None
-        state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
-    return state
-
-
-def _settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    named = {name: value for name, value in group.items() if name not in _IGNORED}
-    return tuple((name, tuple(map(float, v)) if name == "betas" else v) for name, v in sorted(named.items()))
-
-
-def _plan(step: _Step, parts: list[_Part], given: bool, checked: bool, seeds: bool) -> Plan:
+def _plan(step: _Step, parts: list[Part], given: bool, checked: bool, seeds: bool) -> Plan:
     shapes = list(dict.fromkeys(step.shapes))
     updates: list[list[Update]] = [[] for _ in step.climbs]
     column = 0
@@ -166,8 +96,8 @@ def _plan(step: _Step, parts: list[_Part], given: bool, checked: bool, seeds: bo
         width = len(rule.factors(part.group, 0.0, 1))
         for climb in part.climbs:
             columns = tuple(range(column, column + width))
-            settings = _settings(part.group)
-            updates[climb] += [Update(name, type(part.optimizer), settings, columns) for name in part.names]
+            fixed = settings(part.group)
+            updates[climb] += [Update(name, type(part.optimizer), fixed, columns) for name in part.names]
             column += width
     return Plan(
         tuple(climb.bare() for climb in step.climbs),
@@ -179,20 +109,6 @@ def _plan(step: _Step, parts: list[_Part], given: bool, checked: bool, seeds: bo
         seeds,
         not step.lasting,
     )
-
-
-def _factors(parts: list[_Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:
-    """Return the numbers that depend on the step alone, (rows, F), of which ``count`` rows are used."""
-    table = []
-    for index in range(count):
-        row: list[float] = []
-        for part in parts:
-            lr = float(part.group["lr"] if rates is None else rates[index][part.place])
-            for turn in range(len(part.climbs)):
-                number = part.start + index * len(part.climbs) + turn + 1
-                row += rule_of(part.optimizer).factors(part.group, lr, number)
-        table.append(row)
-    return numpy.array(table + table[-1:] * (rows - count), dtype=numpy.float64).reshape(rows, -1)
 
 
 # -- tensors in and out ------------------------------------------------------------------------------------------------
@@ -262,7 +178,7 @@ def advance(
     """Take a step of the routine on each of ``batches`` and return the values of its phases, (steps, phases).
 
     As ``unigen.engines.eager.advance``. ``noise``: for tests, for each step what the random operations of an eager step
-    return, in their order (``unigen.engines.tape.Draws``), in the place of fresh noise.
+    return, in their order (``unigen.engines.surroundings.Draws``), in the place of fresh noise.
 
     Raises ``Unsupported`` (a ``PairError``) before the first step for what this engine cannot express.
     """
@@ -340,7 +256,7 @@ def _refuse(phases: tuple[Phase, ...], run: _Run) -> None:
 
 
 def _device(pair: Pair) -> Any:
-    tensors = [*_named(pair).values(), *buffers(pair).values()]
+    tensors = [*named(pair).values(), *buffers(pair).values()]
     kinds = {tensor.device.type for tensor in tensors} or {"cpu"}
     kind = "gpu" if kinds == {"cuda"} else next(iter(kinds)) if len(kinds) == 1 else "mixed"
     try:
@@ -356,25 +272,25 @@ def _run(
 ) -> Tensor:
     """Take a step on each of ``batches``, at most ``rows``, in one call, and put what they made into the torch tensors."""
     count = len(batches[0])
-    parts = [_parts(run.pair, run.optimizers, step) for run, step in zip(runs, steps, strict=True)]
+    parts = [parts_of(run.pair, run.optimizers, step.climbs) for run, step in zip(runs, steps, strict=True)]
     plan, loop, checked = _loop(runs, steps, parts, noise is not None, seeds)
     held = [_held(run.pair) for run in runs]
     state = {name: _seen([tensors[name] for tensors in held], seeds) for name in held[0]}
-    memories = [_memories(run, part) for run, part in zip(runs, parts, strict=True)]
+    remembered_by = [memories(run.pair, part) for run, part in zip(runs, parts, strict=True)]
     memory = {
-        name: tuple(_seen(list(same), seeds) for same in zip(*(m[name] for m in memories), strict=True))
-        for name in memories[0]
+        name: tuple(_seen(list(same), seeds) for same in zip(*(m[name] for m in remembered_by), strict=True))
+        for name in remembered_by[0]
     }
     pools, slots = _pools(batches, steps[0], plan, rows, seeds)
     keys = numpy.stack([_halves(run.keys[start : start + count], rows) for run in runs])
     ahead = [None if run.rates is None else run.rates[start : start + count] for run in runs]
-    factors = numpy.stack([_factors(part, rates, count, rows) for part, rates in zip(parts, ahead, strict=True)])
+    numbers_of = numpy.stack([factors(part, rates, count, rows) for part, rates in zip(parts, ahead, strict=True)])
     constants = [
         [_constants([step.climbs[number] for step in steps], which, seeds) for which in (False, True)]
         for number in range(len(plan.climbs))
     ]
     given = [[] for _ in plan.climbs] if noise is None else _noise(steps[0], noise, rows)
-    numbers = (keys, factors) if seeds else (keys[0], factors[0])
+    numbers = (keys, numbers_of) if seeds else (keys[0], numbers_of[0])
     arguments = (numpy.int32(count), state, memory, constants, pools, slots, *numbers, given)
     ended, remembered, values = loop(*arguments)
     if not plan.checked and not _finite([values, *ended.values()]):  # run again, to tell which step and phase it was
@@ -390,21 +306,21 @@ def _run(
                     run.pair.chains[name.removeprefix("chain.")] = mine.clone()
                 else:
                     tensors[name].copy_(mine)
-            for name, tensors_of in memories[index].items():
+            for name, tensors_of in remembered_by[index].items():
                 for old, new in zip(tensors_of, moments[name], strict=True):
                     old.copy_(new[index] if seeds else new)
-            _count(run, parts[index], count, ahead[index])
+            count_steps(run.pair, run.optimizers, parts[index], count, ahead[index])
     return (values if seeds else values[None])[:, :count]
 
 
-def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[_Part]], given: bool, seeds: bool) -> Any:
+def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[Part]], given: bool, seeds: bool) -> Any:
     """Return the plan, its compiled loop, and a function that returns the loop that checks every step.
 
     A plan is large, and compared only where the climbs or the optimizers are new to the first pair.
     """
     cheap = tuple(
         (tuple(map(id, step.climbs)), step.lasting, step.shapes)
-        + tuple((part.place, part.climbs, tuple(part.names), _settings(part.group)) for part in mine)
+        + tuple((part.place, part.climbs, tuple(part.names), settings(part.group)) for part in mine)
         for step, mine in zip(steps, parts, strict=True)
     )
     known = runs[0].pair.compiled.setdefault("xla loops", {})
@@ -420,30 +336,7 @@ def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[_Pa
 
 def _held(pair: Pair) -> dict[str, Tensor]:
     """Return all that the steps of a pair may read or change, by the names of ``capture``."""
-    return _named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
-
-
-def _memories(run: _Run, parts: list[_Part]) -> dict[str, list[Tensor]]:
-    """Return the optimizers' state by parameter, in the order of its rule."""
-    named = _named(run.pair)
-    return {
-        name: [part.optimizer.state[named[name]][memory] for memory in rule_of(part.optimizer).memory(part.group)]
-        for part in parts
-        for name in part.names
-    }
-
-
-def _count(run: _Run, parts: list[_Part], count: int, rates: Sequence[Sequence[float]] | None) -> None:
-    """Leave the optimizers' numbers of steps and learning rates as torch would."""
-    named = _named(run.pair)
-    for part in parts:
-        if rule_of(part.optimizer).counts:
-            for name in part.names:
-                part.optimizer.state[named[name]]["step"] += count * len(part.climbs)
-    if rates:
-        groups = [group for optimizer in run.optimizers.values() for group in optimizer.param_groups]
-        for group, lr in zip(groups, rates[-1], strict=True):
-            group["lr"] = lr
+    return named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
 
 
 def _halves(keys: Tensor, rows: int) -> Any:

@@ -64,6 +64,21 @@ def _convolution_backward(
     return tuple(part if want else None for part, want in zip((by_x, by_weight, by_bias), wanted, strict=True))
 
 
+@operation("upsample_nearest2d.default")
+def _nearest(x: Any, sizes: Any, *scales: Any) -> Any:
+    for axis, (size, out) in enumerate(zip(x.shape[-2:], sizes, strict=True), -2):
+        scale = 1 / scales[axis + 2] if len(scales) == 2 and scales[axis + 2] else size / out
+        place = numpy.minimum((numpy.arange(out) * scale).astype(int), size - 1)
+        x = jnp.take(x, place, x.ndim + axis)
+    return x
+
+
+@operation("upsample_nearest2d_backward.default")
+def _nearest_backward(grad: Any, sizes: Any, input_sizes: Any, *scales: Any) -> Any:
+    x = jnp.zeros(tuple(input_sizes), grad.dtype)
+    return jax.vjp(lambda x: _nearest(x, sizes, *scales), x)[1](grad)[0]
+
+
 # -- pooling -----------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ def _dtype(dtype: Any, default: Any = "float32") -> Any:
     return jnp.dtype(default) if dtype is None else jax_dtype(dtype)
 
 
-@operation("zeros", "empty", "empty_strided")
+@operation("zeros", "empty", "empty_strided", "_efficientzerotensor")
 def _zeros(sizes: Any, *_: Any, dtype: Any = None, **__: Any) -> Any:
     return jnp.zeros(tuple(sizes), _dtype(dtype))
 

@@ -130,6 +130,13 @@ def _take(x: Any, index: Any) -> Any:
     return jnp.take(x.reshape(-1), _wrapped(index, x.size), mode="fill")
 
 
+@operation("put")
+def _put(x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    place = x.reshape(-1).at[index.reshape(-1)]
+    new = source.reshape(-1)
+    return (place.add(new, mode="drop") if accumulate else place.set(new, mode="drop")).reshape(x.shape)
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
@@ -144,11 +151,6 @@ def _sort(x: Any, dim: int = -1, descending: bool = False, *, stable: bool = Fal
 @operation("sort.stable")
 def _sort_stable(x: Any, *, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
     return _sort(x, dim, descending)
-
-
-@operation("argsort")
-def _argsort(x: Any, dim: int = -1, descending: bool = False) -> Any:
-    return _sort(x, dim, descending)[1]
 
 
 @operation("topk")

@@ -26,6 +26,12 @@ def _add_product(x: Any, y: Any, z: Any, *, beta: Any = 1, alpha: Any = 1) -> An
     return product if beta == 0 else (x if beta == 1 else beta * x) + product
 
 
+@operation("_trilinear")
+def _trilinear(x: Any, y: Any, z: Any, expand1: Any, expand2: Any, expand3: Any, summed: Any, unroll: int = 1) -> Any:
+    parts = [jnp.expand_dims(p, tuple(e)) for p, e in zip((x, y, z), (expand1, expand2, expand3), strict=True)]
+    return jnp.sum(parts[0] * parts[1] * parts[2], tuple(summed))
+
+
 @operation("trace")
 def _trace(x: Any) -> Any:
     return jnp.trace(x)
@@ -36,11 +42,6 @@ def _cholesky(x: Any, *, upper: bool = False, check_errors: bool = False) -> Any
     lower = jnp.linalg.cholesky(x, symmetrize_input=False)
     info = jnp.isnan(lower).any((-2, -1)).astype(jnp.int32)
     return (jnp.swapaxes(lower, -1, -2) if upper else lower), info
-
-
-@operation("cholesky")
-def _cholesky_alone(x: Any, upper: bool = False) -> Any:
-    return _cholesky(x, upper=upper)[0]
 
 
 @operation("linalg_solve_triangular")

@@ -48,6 +48,18 @@ def _normalized_backward(
     return tuple(part if want else None for part, want in zip((by_x, by_weight, by_bias), wanted, strict=True))
 
 
+@operation("_weight_norm_interface")
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
+    norm = jnp.sqrt(jnp.square(v).sum(axes, keepdims=True))
+    return v * (g / norm), norm
+
+
+@operation("_weight_norm_interface_backward")
+def _weight_norm_backward(grad: Any, v: Any, g: Any, norm: Any, dim: int) -> Any:
+    return jax.vjp(lambda v, g: _weight_norm(v, g, dim)[0], v, g)[1](grad)
+
+
 # -- groups of channels: x is (N, C, ...), seen as (N, groups, C / groups, ...) ----------------------------------------
 
 
@@ -103,16 +115,6 @@ def _over_batch(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: b
 @operation("native_batch_norm", "_native_batch_norm_legit", writes=(3, 4))
 def _batch_norm(*arguments: Any) -> Any:
     return _over_batch(*arguments)
-
-
-@operation("_native_batch_norm_legit.no_stats")
-def _batch_norm_without(x: Any, weight: Any, bias: Any, training: bool, momentum: Any, eps: Any) -> Any:
-    return _over_batch(x, weight, bias, None, None, True, momentum, eps)
-
-
-@operation("_native_batch_norm_legit_no_training")
-def _batch_norm_frozen(x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: Any, eps: Any) -> Any:
-    return _over_batch(x, weight, bias, mean, var, False, momentum, eps)[:3]
 
 
 @operation("native_batch_norm_backward")

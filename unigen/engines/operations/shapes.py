@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy
+import torch
 
 from unigen.engines.operations.table import find, jax_dtype, operation
 
@@ -21,7 +22,8 @@ def _same(x: Any, *_: Any, **__: Any) -> Any:
 
 
 @operation("_to_copy", "to", "_autocast_to_full_precision")
-def _cast(x: Any, *, dtype: Any = None, **_: Any) -> Any:
+def _cast(x: Any, *more: Any, dtype: Any = None, **_: Any) -> Any:
+    dtype = next((part for part in more if isinstance(part, torch.dtype)), dtype)
     if dtype is None:
         return x
     if jnp.issubdtype(x.dtype, jnp.floating) and not dtype.is_floating_point and str(dtype) != "torch.bool":
@@ -88,11 +90,6 @@ def _split_with_sizes(x: Any, sizes: Any, dim: int = 0) -> Any:
     return tuple(_slice(x, dim, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True))
 
 
-@operation("chunk", "unsafe_chunk")
-def _chunk(x: Any, chunks: int, dim: int = 0) -> Any:
-    return _split(x, -(-x.shape[dim] // chunks), dim)
-
-
 @operation("unbind")
 def _unbind(x: Any, dim: int = 0) -> Any:
     return tuple(_select(x, dim, index) for index in range(x.shape[dim]))
@@ -103,9 +100,24 @@ def _diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     return jnp.diagonal(x, offset, dim1, dim2)
 
 
-@operation("as_strided")
-def _as_strided(x: Any, *_: Any) -> Any:
-    raise NotImplementedError("as_strided depends on how memory is laid out")
+@operation("unigen.strided")
+def _strided(x: Any, sizes: Any, strides: Any, start: int, own_strides: Any, own_start: int) -> Any:
+    """Return ``as_strided``: the entries at ``start`` + sum_d i_d strides_d in the memory where x lies by its own strides."""
+
+    def addresses(sizes: Any, strides: Any, start: int) -> Any:
+        grid = numpy.full(tuple(sizes), start)
+        for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+            grid += (numpy.arange(size) * stride).reshape(-1, *(1,) * (len(sizes) - axis - 1))
+        return grid
+
+    held, wanted = addresses(x.shape, own_strides, own_start).reshape(-1), addresses(sizes, strides, start)
+    order = numpy.argsort(held, kind="stable")
+    place = numpy.minimum(numpy.searchsorted(held[order], wanted), max(len(held) - 1, 0))
+    if wanted.size and not bool((held[order][place] == wanted).all()):
+        raise NotImplementedError("as_strided beyond the tensor it is taken of")
+    flat = order[place] if wanted.size else numpy.zeros(wanted.shape, int)
+    same = flat.size == x.size and bool((flat.reshape(-1) == numpy.arange(x.size)).all())
+    return x.reshape(tuple(sizes)) if same else x.reshape(-1)[flat]
 
 
 @operation("unfold")

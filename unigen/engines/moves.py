@@ -1,0 +1,128 @@
+"""How torch optimizers move a pair's parameters: their state before a call, their numbers a step, their state after it.
+
+The rules are in ``unigen.engines.updates``; here they meet torch's parameter groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from unigen.engines.capture import Climb, parameters
+from unigen.engines.updates import rule_of
+from unigen.pair import Pair
+
+__all__ = ["Optimizers", "Part", "count_steps", "factors", "memories", "named", "parts", "settings"]
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+"""A torch optimizer by parameter group."""
+
+_IGNORED = ("params", "lr", "foreach", "fused", "capturable", "differentiable", "amsgrad")
+
+
+class Part(NamedTuple):
+    """The parameters of one torch parameter group that are updated together: in which climbs, and from which step on."""
+
+    optimizer: torch.optim.Optimizer
+    place: int  # among all parameter groups
+    group: dict[str, Any]
+    climbs: tuple[int, ...]
+    start: int
+    names: list[str]
+
+
+def named(pair: Pair) -> dict[str, Tensor]:
+    """Return the parameters by name, walking the pair's modules once."""
+    found: dict[str, Tensor] = pair.compiled.setdefault("xla parameters", {}) or parameters(pair)
+    pair.compiled["xla parameters"] = found
+    return found
+
+
+def parts(pair: Pair, optimizers: Optimizers, all_climbs: Sequence[Climb]) -> list[Part]:
+    """Return how the optimizers move the parameters in one step, and give each parameter the state it starts from."""
+    names = {id(parameter): name for name, parameter in named(pair).items()}
+    found: dict[tuple[Any, ...], Part] = {}
+    place = 0
+    for which, optimizer in optimizers.items():
+        rule = rule_of(optimizer)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = names.get(id(parameter), "")
+                climbs = tuple(
+                    number
+                    for number, climb in enumerate(all_climbs)
+                    if name.startswith(f"{which}.") and name in climb.gradients
+                )
+                if not climbs:
+                    continue
+                state = _state(optimizer, parameter, group)
+                start = int(state["step"]) if rule.counts else int("momentum_buffer" in state)
+                for memory in rule.memory(group):
+                    if memory not in state:
+                        state[memory] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                key = (place, climbs, start)
+                found.setdefault(key, Part(optimizer, place, group, climbs, start, [])).names.append(name)
+            place += 1
+    return list(found.values())
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a parameter as torch's optimizer starts it; an SGD without momentum has none."""
+    rule = rule_of(optimizer)
+    if not rule.counts and not rule.memory(group):
+        return {}
+    state: dict[str, Any] = optimizer.state[parameter]
+    if rule.counts and not state:
+        fused = bool(group.get("fused")) or bool(group.get("capturable"))
+        wide = torch.get_default_dtype() == torch.float64 and not fused
+        device = parameter.device if fused else None
+        state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
+    return state
+
+
+def settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    named = {name: value for name, value in group.items() if name not in _IGNORED}
+    return tuple((name, tuple(map(float, v)) if name == "betas" else v) for name, v in sorted(named.items()))
+
+
+def factors(parts: list[Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:
+    """Return the numbers that depend on the step alone, (rows, F), of which ``count`` rows are used."""
+    table = []
+    for index in range(count):
+        row: list[float] = []
+        for part in parts:
+            lr = float(part.group["lr"] if rates is None else rates[index][part.place])
+            for turn in range(len(part.climbs)):
+                number = part.start + index * len(part.climbs) + turn + 1
+                row += rule_of(part.optimizer).factors(part.group, lr, number)
+        table.append(row)
+    return numpy.array(table + table[-1:] * (rows - count), dtype=numpy.float64).reshape(rows, -1)
+
+
+def memories(pair: Pair, parts: list[Part]) -> dict[str, list[Tensor]]:
+    """Return the optimizers' state by parameter, in the order of its rule."""
+    tensors = named(pair)
+    return {
+        name: [part.optimizer.state[tensors[name]][memory] for memory in rule_of(part.optimizer).memory(part.group)]
+        for part in parts
+        for name in part.names
+    }
+
+
+def count_steps(
+    pair: Pair, optimizers: Optimizers, parts: list[Part], count: int, rates: Sequence[Sequence[float]] | None
+) -> None:
+    """Leave the optimizers' numbers of steps and learning rates as torch would."""
+    tensors = named(pair)
+    for part in parts:
+        if rule_of(part.optimizer).counts:
+            for name in part.names:
+                part.optimizer.state[tensors[name]]["step"] += count * len(part.climbs)
+    if rates:
+        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+        for group, lr in zip(groups, rates[-1], strict=True):
+            group["lr"] = lr

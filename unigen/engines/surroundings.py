@@ -1,0 +1,104 @@
+"""What surrounds a captured run: torch takes no way of its own that reads values or hides operations; and draws recorded.
+
+Distributions trust their arguments, recurrent layers and attention are the products and sums that they are, and an index of
+one number is no number yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Draws", "plainly"]
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Let torch compute by its plain operations: enter before the recorder, whose work this leaves alone."""
+    with ExitStack() as stack:
+        stack.enter_context(_without_validation())
+        stack.enter_context(_without_onednn())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_WithoutReading())
+        yield
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    """Let distributions trust their arguments: a check reads values, and has been made when the pair was checked."""
+    base = torch.distributions.Distribution
+    before = base._validate_args
+    base.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        base.set_default_validate_args(before)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Let recurrent layers be the products and sums that they are, instead of one operation of oneDNN."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+class _WithoutReading(TorchFunctionMode):
+    """Write ``x[i]`` for a tensor i of one number, and ``one_hot``, without the read of a value that torch makes there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], Tensor):
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            single = [place for place, index in enumerate(indices) if _is_number(index)]
+            if single and not any(
+                isinstance(index, Tensor | list) for i, index in enumerate(indices) if i != single[0]
+            ):
+                place = single[0]
+                rest = args[0][(*indices[:place], slice(None), *indices[place + 1 :])]
+                if any(index is Ellipsis for index in indices[:place]):
+                    dim = rest.dim() - 1 - sum(isinstance(i, slice) or i is None for i in indices[place + 1 :])
+                else:
+                    dim = sum(isinstance(index, slice) or index is None for index in indices[:place])
+                return rest.index_select(dim, indices[place].reshape(1)).squeeze(dim)
+        if func is torch.nn.functional.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
+            classes = args[1] if len(args) > 1 else (kwargs or {})["num_classes"]
+            if classes > 0:
+                return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
+        return func(*args, **(kwargs or {}))
+
+
+def _is_number(index: Any) -> bool:
+    return (
+        isinstance(index, Tensor) and index.dim() == 0 and not (index.is_floating_point() or index.dtype is torch.bool)
+    )
+
+
+class Draws(TorchDispatchMode):
+    """Collect what the random operations of an eager run return, in their order: the noise that a tape can be run on.
+
+    >>> with Draws() as draws:
+    ...     x = torch.randn(3) * 2
+    >>> len(draws.taken), bool((2 * draws.taken[0] == x).all())
+    (1, True)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.taken.append(next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)).detach().clone())
+        return result

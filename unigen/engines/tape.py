@@ -367,13 +367,8 @@ class _Recorder(TorchDispatchMode):
 
 _OUT = ("out",)
 _CHECKS = ("aten._linalg_check_errors.default", "aten._assert_async.default", "aten._assert_async.msg")
-_ENGINE = (
-    "engines/tape.py",
-    "engines/capture.py",
-    "engines/eager.py",
-    "engines/draw.py",
-    "engines/programs.py",
-    "engines/xla.py",
+_ENGINE = tuple(
+    f"engines/{name}.py" for name in ("tape", "surroundings", "capture", "eager", "draw", "programs", "xla")
 )
 
 

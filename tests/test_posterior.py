@@ -109,7 +109,7 @@ def test_active_units_are_those_whose_mean_follows_the_data(seed):
     )
     both = active_units(sigmoid_belief(6, (3, 2)), torch.rand(50, 6).round())
     assert both.figure.units == "of 5" and set(both.variances) == {"h1", "h2"}
-    with pytest.raises(Refused, match="infers nothing"):
+    with pytest.raises(Refused, match="infers no units"):
         active_units(flow(2), x)
 
 

@@ -1,4 +1,4 @@
-"""The command ``unigen``: compare, train, sample, report, list, theory.
+"""The command ``unigen``: compare, train, sample, evaluate, report, list, theory.
 
 Exit codes: 0 done, 1 a run failed, 2 a wrong setting, 3 data that cannot be had, 130 interrupted.
 """
@@ -23,6 +23,9 @@ from unigen.data import NAMES, DataError
 from unigen.describe import announcements, describe
 from unigen.durable import write_whole
 from unigen.evaluate import sample
+from unigen.evaluate.annealing import Annealing
+from unigen.evaluate.directory import evaluate_directories, evaluation_table
+from unigen.evaluate.examination import Protocol
 from unigen.failures import failure
 from unigen.lock import DirectoryInUse
 from unigen.names import nearest
@@ -63,6 +66,36 @@ class Sample:
     """Seed of the samples."""
     out: str | None = None
     """Writes OUT.png and OUT.safetensors (default: samples-ROUTINE beside the directory's report)."""
+
+
+@dataclass
+class Evaluate:
+    """Give every trained run the same examination, and print one table in which each figure carries its kind and error."""
+
+    directories: tyro.conf.Positional[tuple[str, ...]]
+    """Directories of comparisons, or folders that hold some."""
+    routines: tuple[str, ...] = ()
+    """Only these, by the names that the comparisons have (default: all)."""
+    seeds: tuple[int, ...] = ()
+    """Only these seeds' runs (default: all)."""
+    test_size: int = 1000
+    """How many test data likelihoods are of."""
+    particles: int = 500
+    """K of the importance-weighted bound."""
+    annealed: int = 100
+    """How many of the test data are annealed."""
+    distributions: int = 200
+    """Intermediate distributions of annealed importance sampling."""
+    chains: int = 8
+    """Chains of annealed importance sampling for each datum."""
+    simulated: int = 50
+    """Simulated data for bounds from both sides; 0 for none."""
+    partition: int = 5000
+    """Intermediate distributions for an RBM's partition function."""
+    calibration: int = 500
+    """Simulations for the calibration of a guide; 0 for none."""
+    samples: int = 1000
+    """Samples for figures of samples; 0 for none."""
 
 
 @dataclass
@@ -118,7 +151,15 @@ def _say(error: str) -> None:
     print("unigen:", "".join(letter if letter.isprintable() else "?" for letter in words), file=sys.stderr)
 
 
-_COMMANDS = {"compare": Settings, "train": Train, "sample": Sample, "report": Report, "list": List, "theory": Theory}
+_COMMANDS = {
+    "compare": Settings,
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "report": Report,
+    "list": List,
+    "theory": Theory,
+}
 
 
 def _run(arguments: list[str]) -> int:
@@ -131,6 +172,8 @@ def _run(arguments: list[str]) -> int:
         return _compare(chosen, command)
     if isinstance(chosen, Sample):
         return _sample(chosen)
+    if isinstance(chosen, Evaluate):
+        return _evaluate(chosen)
     if isinstance(chosen, Theory):
         return _theory(chosen)
     return _report(chosen) if isinstance(chosen, Report) else _list(chosen)
@@ -189,6 +232,30 @@ def _sample(chosen: Sample) -> int:
     picture = out.with_name(out.name + ".png")
     save_samples(picture, made.x, made.mean, planned.dataset)
     print(f"{picture}\n{out}.safetensors")
+    return 0
+
+
+def _evaluate(chosen: Evaluate) -> int:
+    if not chosen.directories:
+        raise UsageError("evaluate wants a directory; got nothing")
+    least = {"test_size": 2, "particles": 1, "annealed": 1, "distributions": 1, "chains": 1, "partition": 1}
+    for name in (*least, "simulated", "calibration", "samples"):
+        value, low = getattr(chosen, name), least.get(name, 0)
+        if not low <= value <= 10**6:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, and at most {10**6}; got {value}")
+    protocol = Protocol(
+        test=chosen.test_size,
+        particles=chosen.particles,
+        annealed=chosen.annealed,
+        annealing=Annealing(chosen.distributions, chosen.chains),
+        simulated=chosen.simulated,
+        partition=chosen.partition,
+        calibration=chosen.calibration,
+        samples=chosen.samples,
+    )
+    shown = sys.stderr.isatty() or "CI" not in os.environ
+    directories = [_directory(name) for name in chosen.directories]
+    print(evaluation_table(evaluate_directories(directories, protocol, chosen.routines, chosen.seeds, shown)), end="")
     return 0
 
 

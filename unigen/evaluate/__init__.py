@@ -1,15 +1,29 @@
 """One evaluator for every routine: likelihood, samples, and what a pair makes."""
 
+from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
+from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
+from unigen.evaluate.calibration import Calibration, simulation_based_calibration
 from unigen.evaluate.coverage import labelled_coverage, mixture_coverage
 from unigen.evaluate.dreams import Samples, reconstruct, sample
+from unigen.evaluate.examination import Examination, Protocol, evaluate
 from unigen.evaluate.features import Features, LeNet, features_of, lenet, principal_components
-from unigen.evaluate.likelihood import LogLikelihood, log_likelihood
+from unigen.evaluate.figure import Figure, Refusal, Refused
+from unigen.evaluate.likelihood import (
+    LogLikelihood,
+    importance_weighted_curve,
+    importance_weighted_sandwich,
+    log_importance_weights,
+    log_likelihood,
+)
 from unigen.evaluate.neighbours import (
     expected_coverage,
     memorization,
     precision_recall_density_coverage,
     save_neighbours,
 )
+from unigen.evaluate.observation import gaussian_observation_log_likelihood, kernel_density_estimate
+from unigen.evaluate.pareto import k_hat_figures, pareto_k_hat
+from unigen.evaluate.posterior import active_units, against_reference, guide_draws, posterior_gap
 from unigen.evaluate.sample_figures import SampleFigure, jackknife
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.evaluate.samples import (
@@ -34,32 +48,55 @@ from unigen.evaluate.scores import (
 )
 
 __all__ = [
+    "Annealing",
+    "Calibration",
     "Classifier",
     "Coverage",
+    "Examination",
     "Features",
+    "Figure",
     "LeNet",
     "LogLikelihood",
     "MixtureMetrics",
     "NearestRows",
+    "Protocol",
+    "Refusal",
+    "Refused",
     "SampleDistance",
     "SampleFigure",
     "Samples",
+    "active_units",
+    "against_reference",
+    "annealed_log_likelihood",
+    "bidirectional_monte_carlo",
+    "boltzmann_log_likelihood",
     "class_coverage",
+    "evaluate",
     "exact_wasserstein",
     "expected_coverage",
     "features_of",
     "frechet_inception_distance",
+    "gaussian_observation_log_likelihood",
+    "guide_draws",
+    "importance_weighted_curve",
+    "importance_weighted_sandwich",
     "inception_score",
     "jackknife",
+    "k_hat_figures",
+    "kernel_density_estimate",
     "kernel_inception_distance",
     "labelled_coverage",
     "lenet",
+    "log_importance_weights",
     "log_likelihood",
+    "log_partition",
     "maximum_mean_discrepancy",
     "memorization",
     "mixture_coverage",
     "mixture_metrics",
     "nearest_rows",
+    "pareto_k_hat",
+    "posterior_gap",
     "precision_recall_density_coverage",
     "principal_components",
     "reconstruct",
@@ -67,6 +104,7 @@ __all__ = [
     "sample_distance",
     "sample_metrics",
     "save_neighbours",
+    "simulation_based_calibration",
     "sliced_wasserstein",
     "train_classifier",
 ]

@@ -89,14 +89,21 @@ class Calibration:
 
 @torch.no_grad()
 def simulation_based_calibration(
-    pair: Pair, like: Any, n: int = 2000, draws: int = 127, posterior: Posterior | None = None, seed: int = 0
+    pair: Pair,
+    like: Any,
+    n: int = 2000,
+    draws: int = 127,
+    posterior: Posterior | None = None,
+    coordinates: int | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Rank the truth among draws of the guide, over n data simulated from the model.
 
     like: data that give dimension, dtype, device and covariates. draws: L; L + 1 is best a multiple of 16. posterior: instead
     of the guide, a function of (data by argument, L) to draws by site (L, ...), such as a sampler; it is asked for one
-    simulated batch after another. Quantities are every coordinate of every latent, and log p(x|z). Ties, as between
-    bits, are broken at random. Refused where the model has no latent or no density.
+    simulated batch after another. coordinates: of each latent site, at most so many, evenly spaced; None for all. Quantities
+    are these coordinates, and log p(x|z). Ties, as between bits, are broken at random. Refused where the model has no latent
+    or no density.
     """
     if pair.likelihood == "none":
         raise Refused(
@@ -115,14 +122,19 @@ def simulation_based_calibration(
             truth, simulated = simulate(pair, data, first, min(most, n - first))
             if not truth:
                 raise Refused("this pair has no latent whose posterior could be calibrated")
-            labels, found = _ranks(pair, simulated, truth, draws, posterior)
+            labels, found = _ranks(pair, simulated, truth, draws, posterior, coordinates)
             ranks.append(found)
     every = torch.cat(ranks)
     return Calibration(tuple(labels), draws, every, chi_square_p_values(every, draws), ecdf_p_values(every, draws))
 
 
 def _ranks(
-    pair: Pair, data: dict[str, Any], truth: dict[str, Tensor], draws: int, posterior: Posterior | None
+    pair: Pair,
+    data: dict[str, Any],
+    truth: dict[str, Tensor],
+    draws: int,
+    posterior: Posterior | None,
+    coordinates: int | None,
 ) -> tuple[list[str], Tensor]:
     """Return the names of the quantities and the rank of each datum's truth, (N, Q)."""
     rows = rows_of(pair, data)
@@ -140,9 +152,10 @@ def _ranks(
     labels, ranks = [], []
     for name in drawn:
         at_truth, at_draws = true[name].reshape(rows, -1), drawn[name].reshape(draws, rows, -1)
-        ranks.append(_rank(at_truth, at_draws))
         width = at_truth.shape[1]
-        labels += [name] if width == 1 else [f"{name}[{index}]" for index in range(width)]
+        chosen = list(range(0, width, -(-width // (coordinates or width))))
+        ranks.append(_rank(at_truth[:, chosen], at_draws[..., chosen]))
+        labels += [name] if width == 1 else [f"{name}[{index}]" for index in chosen]
     ranks.append(_rank(true_likelihood.reshape(rows, 1), likelihood.reshape(draws, rows, 1)))
     return [*labels, "log p(x|z)"], torch.cat(ranks, 1).cpu()
 

@@ -167,15 +167,21 @@ def importance_weighted_sandwich(pair: Pair, like: Any, n: int = 100, particles:
 
 
 @torch.no_grad()
-def enumerated_log_likelihood(pair: Pair, x: Any) -> Figure:
+def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     """Return log p(x), exact, by the sum over every value of discrete latents, or as it stands where there is none.
 
-    Refused where a latent is not discrete, or has too many values.
+    most: the greatest number of joint values of a datum's latents. Refused where a latent is not discrete, or has more.
     """
+    if pair.likelihood == "none":
+        raise Refused(
+            "no density to sum: an implicit model has none, and an RBM's is known up to its partition function"
+        )
     data = pair.bind(x)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
             values, count = enumerate_sites(Programs(pair), data)
+            if count > most:
+                raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")
             numbers = max(value.numel() for value in data.values() if isinstance(value, Tensor))
             rows = max(1, rows_of(pair, data) * MOST_VALUES_AT_ONCE // max(64, count) // numbers)
             pieces = [log_evidence(draw(Enumerate(), Programs(pair), piece)) for piece in pieces_of(pair, data, rows)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen.engines.programs import Programs, Site
+from unigen.engines.programs import Programs, Site, family_of
 from unigen.evaluate.figure import Figure, Refused, mean_figure
 from unigen.evaluate.latents import columns_of, device_of, pieces_of
 from unigen.evaluate.modes import evaluating
@@ -71,11 +71,13 @@ def active_units(pair: Pair, x: Any, draws: int = 8, seed: int = 0) -> ActiveUni
             for half in halves:
                 sites = Programs(pair).run("guide", piece, particles=max(1, draws // 2))
                 for name, site in sites.items():
+                    if family_of(site.fn) == "Categorical":
+                        continue  # its values are labels, without an order or a scale
                     half.setdefault(name, []).append(
                         columns_of(site, pair.batch_plate, _conditional_mean(site)).double().mean(0)
                     )
     if not halves[0]:
-        raise Refused("this pair's guide infers nothing, so it has no latent units that could be active")
+        raise Refused("this pair's guide infers no units: nothing, or labels without a scale")
     variances = {}
     rows = 0
     for name in halves[0]:

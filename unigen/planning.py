@@ -262,7 +262,13 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
     elif family == "rbm":
         pair = rbm(dimension, settings.units, mean=dataset.mean, seed=seed)
     else:
-        pair = flow(dimension, hidden=settings.hidden, start=dataset.train, seed=seed)
+        start = dataset.train
+        if (
+            dataset.dequantize and dataset.levels
+        ):  # as trained on: a pixel at the edge is noise of one level, no constant
+            with isolated(seed):
+                start = start + torch.rand_like(start) / dataset.levels
+        pair = flow(dimension, hidden=settings.hidden, start=start, seed=seed)
     return pair.to(planned.device)
 
 

@@ -5,7 +5,8 @@ that samples of binary models are no strangers. Adam, its rate falling to zero a
 trains, folded into the weights at the end. The test images are read once, by the rounded weights that are stored: nothing is
 chosen on them.
 
-Run: python experiments/train_features.py --data mnist --out unigen/evaluate/weights
+Run: python experiments/train_features.py --data mnist --epochs 8 --out unigen/evaluate/weights
+     python experiments/train_features.py --data fashion_mnist --epochs 10 --out unigen/evaluate/weights
 """
 
 from __future__ import annotations

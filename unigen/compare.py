@@ -20,8 +20,9 @@ from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset
 from unigen.durable import write_json
 from unigen.evaluate import (
-    Classifier,
+    LeNet,
     class_coverage,
+    features_of,
     log_likelihood,
     mixture_metrics,
     reconstruct,
@@ -29,6 +30,7 @@ from unigen.evaluate import (
     sample_distance,
     train_classifier,
 )
+from unigen.evaluate.samples import Predictor
 from unigen.failures import OWN, failure, hint
 from unigen.lock import locked
 from unigen.networks import fingerprint
@@ -101,7 +103,7 @@ def _finished(path: Path, arm: Arm, seed: int) -> dict[str, Any] | None:
 
 
 def _run(
-    planned: Plan, described: dict[str, Any], group: list[Run], classifier: Classifier | None, progress: bool
+    planned: Plan, described: dict[str, Any], group: list[Run], classifier: Predictor | None, progress: bool
 ) -> dict[Path, dict[str, Any]]:
     """Train and evaluate the runs of a group, write their files, and return their results by directory."""
     results: dict[Path, dict[str, Any]] = {}
@@ -148,7 +150,7 @@ def _prepared(planned: Plan, described: dict[str, Any], arm: Arm, seed: int, fol
     return pair, kept
 
 
-def _finish(planned: Plan, run: Ready, trained: dict[str, Any], classifier: Classifier | None) -> dict[str, Any]:
+def _finish(planned: Plan, run: Ready, trained: dict[str, Any], classifier: Predictor | None) -> dict[str, Any]:
     """Evaluate a trained run and write its weights and its result."""
     result: dict[str, Any] = {"status": "complete", "routine": run.arm.name, "seed": run.seed, "error": None}
     save_weights(run.folder / "weights.safetensors", run.pair)
@@ -173,7 +175,7 @@ def _tidy(kept: Checkpoints) -> None:
         warnings.warn(str(error), stacklevel=2)
 
 
-def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | None) -> dict[str, Any]:
+def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Predictor | None) -> dict[str, Any]:
     """Measure a trained pair on test data, and write its pictures."""
     dataset, test = planned.dataset, planned.test
     found = log_likelihood(pair, test, planned.settings.particles, seed=2)
@@ -205,7 +207,8 @@ def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | 
     if classifier is not None and dataset.test_labels is not None:
         classes = int(dataset.test_labels.max()) + 1
         coverage = class_coverage(made.x.cpu(), classifier, classes, dataset.test_labels)
-        how = f"classes with at least a tenth of their share of the data, {n} samples, own classifier"
+        by = "frozen LeNet" if isinstance(classifier, LeNet) else "own classifier"
+        how = f"classes with at least a tenth of their share of the data, {n} samples, {by}"
         metrics["coverage"] = {"value": coverage.covered, "of": classes, "how": how}
     save_samples(folder / "samples.png", made.x, made.mean[:100], dataset)
     if dataset.shape != (2,):
@@ -215,11 +218,15 @@ def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Classifier | 
     return {"log_likelihood": likelihood | {"how": found.how, "units": "nats"}, "metrics": metrics}
 
 
-def _classifier(dataset: Dataset) -> Classifier | None:
-    """Train the classifier of the class coverage: on grey rows and, where the data are binarized, a binary draw of them."""
+def _classifier(dataset: Dataset) -> Predictor | None:
+    """Return the classifier of the class coverage: the frozen LeNet of the images, or one trained on the grey rows and, where
+    the data are binarized, a binary draw of them."""
     rows, labels = dataset.train, dataset.train_labels
     if labels is None:
         return None
+    frozen = features_of(dataset).classifier
+    if frozen is not None:
+        return frozen.cpu()
     if dataset.binarization == "dynamic":
         with isolated(5):
             rows, labels = torch.cat([rows, torch.bernoulli(rows)]), torch.cat([labels, labels])

@@ -119,6 +119,7 @@ def fit_together(
         "interrupted": lambda: asked[0],
     }
     lanes_wide = max(width or 0, len(lanes))
+    fillers: list[tuple[Pair, dict[str, torch.optim.Optimizer]]] = []  # kept, since an engine captures each pair once
     with torch.random.fork_rng(devices=[]):
         courses = [_Course(lane, routine, settings) for lane in lanes]
         for each in courses:
@@ -130,7 +131,9 @@ def fit_together(
             began = time.perf_counter()
             keys = [each.keys(behind[1]) for each in group]
             pairs = [(one.state.pair, one.state.optimizers) for one in wanted]
-            pairs += [copy.deepcopy(pairs[0]) for _ in range(lanes_wide - len(pairs))]
+            while len(fillers) < lanes_wide - len(pairs):
+                fillers.append(copy.deepcopy(pairs[0]))
+            pairs += fillers[: lanes_wide - len(pairs)]
             filled = [*range(len(group)), *[0] * (lanes_wide - len(group))]
             rates = None if wanted[0].rates is None else [wanted[i].rates or [] for i in filled]
             values = advance_many(

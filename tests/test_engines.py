@@ -16,8 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from tests.test_isolation import CASES, FAMILIES
 from unigen import routines
 from unigen.engines import compiled, eager
-from unigen.engines.pure import Unsupported
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import PHI, THETA, Phase, Routine, Wake
 from unigen.training import State, fit, optimizers_for
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from unigen.engines.lowering import FromKey, Given, lower, precision, run, to_jax
 from unigen.engines.operations import TABLE, find
 from unigen.engines.surroundings import Draws
-from unigen.engines.tape import Unsupported, capture
+from unigen.engines.tape import capture
+from unigen.pair import Unsupported
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.sampled_from([1, 2, 3, 5])

@@ -25,10 +25,10 @@ from unigen.engines.checks import check, check_once
 from unigen.engines.lowering import Given, precision, run, to_jax
 from unigen.engines.operations import TABLE, operation
 from unigen.engines.surroundings import Draws
-from unigen.engines.tape import Tape, Unsupported
+from unigen.engines.tape import Tape
 from unigen.networks import networks
 from unigen.objectives import elbo
-from unigen.pair import Pair
+from unigen.pair import Pair, Unsupported
 from unigen.pairs import adversarial, flow, latent, mixture, sigmoid_belief
 from unigen.phases import PHI, THETA, Optimizer, Phase, Routine, Wake
 from unigen.training import optimizers_for

@@ -23,13 +23,17 @@ from torch import Tensor, nn
 
 from unigen.names import nearest
 
-__all__ = ["Pair", "PairError"]
+__all__ = ["Pair", "PairError", "Unsupported"]
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
 
 
 class PairError(ValueError):
     """A routine and a pair, or the two programs of a pair, do not fit; the sentence names the site and a remedy."""
+
+
+class Unsupported(PairError):
+    """A program that an engine cannot express; the sentence names what stands in the way and the engines that work."""
 
 
 class Pair(nn.Module):

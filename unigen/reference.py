@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unigen.datachecks import integer
 from unigen.names import nearest
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, Unsupported
 
 __all__ = ["SAMPLERS", "Posterior", "sample"]
 
@@ -120,7 +120,7 @@ def sample(
             raise ValueError(f"{sampler} has no option {name!r}; {nearest(name, known)}")
 
     from unigen.engines.lowering import lower, precision
-    from unigen.engines.tape import ELSEWHERE, Unsupported
+    from unigen.engines.tape import ELSEWHERE
     from unigen.engines.unconstrained import Unconstrained, in_double
 
     pair = model if isinstance(model, Pair) else Pair(model)

@@ -21,14 +21,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from unigen.engines import eager
 from unigen.engines.programs import Programs
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
 
-__all__ = ["Unsupported", "capture", "chains_of", "gradient", "swapped", "unvalidated"]
-
-
-class Unsupported(PairError):
-    """A program that an engine cannot express; the sentence names what stands in the way and the engine to take."""
+__all__ = ["capture", "chains_of", "gradient", "swapped", "unvalidated"]
 
 
 @contextlib.contextmanager

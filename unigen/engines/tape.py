@@ -23,15 +23,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unigen.engines.operations import find, functional_name
 from unigen.engines.surroundings import plainly
-from unigen.pair import PairError
+from unigen.pair import Unsupported
 
-__all__ = ["Node", "Ref", "Shape", "Tape", "Unsupported", "capture"]
+__all__ = ["Node", "Ref", "Shape", "Tape", "capture"]
 
 ELSEWHERE = "use engine='eager' or engine='compiled'"
-
-
-class Unsupported(PairError):
-    """What the xla engine cannot express; the sentence names the operation, where it was called, and what works."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 
-from unigen.engines.tape import ELSEWHERE, Unsupported
+from unigen.engines.tape import ELSEWHERE
+from unigen.pair import Unsupported
 
 __all__ = ["RULES", "Rule", "rule_of"]
 

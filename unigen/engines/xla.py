@@ -26,12 +26,12 @@ from unigen.engines.loop import Plan, Update, compiled
 from unigen.engines.lowering import precision
 from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
 from unigen.engines.moves import parts as parts_of
-from unigen.engines.tape import ELSEWHERE, Unsupported
+from unigen.engines.tape import ELSEWHERE
 from unigen.engines.updates import rule_of
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Phase, Routine
 
-__all__ = ["CHUNK", "Unsupported", "advance", "advance_many"]
+__all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 200  # the steps of a call of ``advance`` by ``fit``
 MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds

@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.engines.programs import Programs
-from unigen.engines.pure import Unsupported, capture
+from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
 from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, rows_of
 from unigen.names import nearest
-from unigen.pair import Pair
+from unigen.pair import Pair, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
 
 __all__ = [

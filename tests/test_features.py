@@ -202,6 +202,8 @@ def test_every_figure_that_mnist_permits():
     assert found["classes"].value == 10 and found["class_kl"].value < 0.1
     assert found["inception_score"].value == pytest.approx(found["inception_score_of_data"].value, rel=0.1)
     assert found["kid"].p_value > 1e-3 and "LeNet of mnist" in found["fid"].features
+    assert (found["inception_score_of_data"].n_real, found["inception_score_of_data"].n_fake) == (300, 0)
+    assert "LeNet of mnist" in found["classes"].features and found["memorization"].features == "pixels"
     collapsed = sample_metrics(data, fake[data.validation_labels[:300] == 3].repeat(20, 1)[:300], permutations=99)
     assert collapsed["classes"].value <= 3 and collapsed["class_kl"].value > 1.5
     assert collapsed["inception_score"].value < 2 and collapsed["kid"].p_value == 0.01

@@ -1,6 +1,7 @@
 """The examination that samples of every model are given: each figure of samples that a dataset permits, in one order."""
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def sample_metrics(
     groups: int | None = GROUPS,
     seed: int = 0,
 ) -> dict[str, SampleFigure]:
-    """Compute every figure of samples that a dataset permits, by name, against as many of its first test rows.
+    """Compute every figure of samples that a dataset permits, by name, against as many of its test rows, drawn by ``seed``.
 
     fake: samples (n, D), in the units of the test rows. features: by default `features_of(dataset)`. classifier: of the dataset's
     labels, by default that of the features. permutations, groups: of tests and of the jackknife, None for none.
@@ -50,8 +51,10 @@ def sample_metrics(
     if n > len(dataset.test):
         raise ValueError(f"Got {n} samples but only {len(dataset.test)} test rows; draw at most as many samples.")
     features = features or features_of(dataset)
-    real = dataset.test[:n].to(fake)
+    drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[:n]
+    real = dataset.test[drawn].to(fake)  # not the first rows: the order of MNIST's follows the writers
     x, y, said = features(real), features(fake), features.name
+    plain = "pixels" if len(dataset.shape) == 3 else "coordinates"
     named: dict[str, Any] = {"features": said, "groups": groups, "seed": seed}
     tested = named | {"permutations": permutations}
     found = {
@@ -65,13 +68,15 @@ def sample_metrics(
         found["wasserstein"] = exact_wasserstein(x, y, **named)
     if features.classifier is not None:
         found["inception_score"] = inception_score(features.classifier.log_probabilities(fake), **named)
-        found["inception_score_of_data"] = inception_score(features.classifier.log_probabilities(real), **named)
+        of_data = inception_score(features.classifier.log_probabilities(real), **named)
+        found["inception_score_of_data"] = replace(of_data, name="inception score of data", n_real=n, n_fake=0)
     classifier = classifier or features.classifier
     if classifier is not None:
-        found |= labelled_coverage(fake, classifier, CLASSES, groups=groups, seed=seed)
+        by = said if classifier is features.classifier else "own classifier"
+        found |= labelled_coverage(fake, classifier, CLASSES, features=by, groups=groups, seed=seed)
     means = getattr(dataset.density, "means", None)
     if means is not None:
         std: float = dataset.density.std  # type: ignore[union-attr]
         found |= mixture_coverage(fake, means.to(fake), std, groups=groups, seed=seed)
-    found["memorization"] = memorization(real, fake, dataset.train.to(fake))
+    found["memorization"] = memorization(real, fake, dataset.train.to(fake), features=plain)
     return found

@@ -27,10 +27,10 @@ from torch import Tensor
 from unigen import Routine, fit, routines
 from unigen.data import Loader, load
 from unigen.evaluate import log_likelihood, sample
+from unigen.optimizers import Falling, optimizers_for
 from unigen.pairs import flow
 from unigen.phases import Optimizer
 from unigen.streams import isolated
-from unigen.training import Falling, optimizers_for
 
 
 @dataclass

@@ -27,15 +27,17 @@ import unigen.resume
 from unigen import fit
 from unigen.checkpoints import Checkpoints
 from unigen.data import Loader
+from unigen.engines import engine_named
 from unigen.environment import environment
 from unigen.evaluate import log_likelihood, reconstruct, sample
 from unigen.lock import DirectoryInUse, locked
+from unigen.optimizers import Falling
 from unigen.report import render
 from unigen.resume import ResumeWarning
 from unigen.runs import append_metrics, save_grid
 from unigen.snapshots import capture_streams, restore_streams
 from unigen.streams import isolated
-from unigen.training import Falling, History, State, engine_named
+from unigen.training import History, State
 
 __all__ = [
     "Recording",

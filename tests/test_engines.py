@@ -16,9 +16,10 @@ from torch.fx import GraphModule, Interpreter, Node
 from tests.test_isolation import CASES, FAMILIES
 from unigen import routines
 from unigen.engines import compiled, eager
+from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import PHI, THETA, Phase, Routine, Wake
-from unigen.training import State, fit, optimizers_for
+from unigen.training import State, fit
 
 every_case = pytest.mark.parametrize(("routine", "family"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 

@@ -14,10 +14,11 @@ from unigen import fit
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Loader
 from unigen.networks import Baseline
+from unigen.optimizers import Falling
 from unigen.pairs import sigmoid_belief
 from unigen.resume import ResumeWarning
 from unigen.snapshots import capture_streams, restore_streams
-from unigen.training import Falling, Interrupted, TrainingError
+from unigen.training import Interrupted, TrainingError
 
 
 @pytest.fixture(autouse=True)

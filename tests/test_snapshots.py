@@ -11,10 +11,12 @@ from resuming import ARMS, arm, digest, scramble
 
 from unigen import routines
 from unigen.checkpoints import Checkpoints
+from unigen.engines import engine_named
 from unigen.networks import networks
+from unigen.optimizers import optimizers_for
 from unigen.pairs import latent
 from unigen.snapshots import capture, capture_streams, restore, restore_streams
-from unigen.training import State, engine_named, optimizers_for
+from unigen.training import State
 
 OPTIMIZERS = {
     "Adam, fused": lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),

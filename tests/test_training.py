@@ -11,10 +11,11 @@ from unigen import PHI, THETA, Phase, Sleep, Wake, fit, routines
 from unigen.data import Loader, load
 from unigen.networks import networks
 from unigen.objectives import log_p, log_q
+from unigen.optimizers import Falling, optimizers_for
 from unigen.pair import PairError
 from unigen.pairs import latent, mixture
 from unigen.phases import Optimizer
-from unigen.training import Falling, TrainingError, optimizers_for
+from unigen.training import TrainingError
 
 
 @pytest.fixture(scope="module")

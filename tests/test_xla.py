@@ -28,10 +28,10 @@ from unigen.engines.surroundings import Draws
 from unigen.engines.tape import Tape
 from unigen.networks import networks
 from unigen.objectives import elbo
+from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, Unsupported
 from unigen.pairs import adversarial, flow, latent, mixture, sigmoid_belief
 from unigen.phases import PHI, THETA, Optimizer, Phase, Routine, Wake
-from unigen.training import optimizers_for
 
 
 def _sample() -> tuple[list[Any], list[Any]]:

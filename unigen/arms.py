@@ -10,13 +10,14 @@ from typing import Any
 from unigen.checkpoints import Checkpoints
 from unigen.data import Loader
 from unigen.evaluate import log_likelihood
+from unigen.optimizers import Falling, optimizers_for
 from unigen.pair import Pair
 from unigen.planning import Arm, Plan
 from unigen.runs import append_metrics, finite, keep_metrics_before
 from unigen.signals import Ended, asked_to_end
 from unigen.streams import isolated
 from unigen.together import Lane, fit_together
-from unigen.training import Falling, History, Interrupted, State, fit, optimizers_for
+from unigen.training import History, Interrupted, State, fit
 
 __all__ = ["Ready", "stream", "together", "train"]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unigen import data as datasets
 from unigen.data import Dataset, Loader
 from unigen.datachecks import BINARIZATIONS
+from unigen.engines import ENGINES
 from unigen.engines.checks import check
 from unigen.names import nearest
 from unigen.networks import Baseline, Critic, Networks, networks
@@ -34,7 +35,6 @@ from unigen.runs import slug_of
 from unigen.settings import Settings, UsageError, check_bounds
 from unigen.stored import check_path, check_same
 from unigen.streams import isolated
-from unigen.training import ENGINES
 
 __all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "psi_networks", "shared_networks"]
 

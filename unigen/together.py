@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from unigen.checkpoints import Checkpoints
+from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
-from unigen.training import Callback, History, Interrupted, State, TrainingError, Wanted, course, optimizers_for
+from unigen.training import Callback, History, Interrupted, State, TrainingError, Wanted, course
 
 __all__ = ["Lane", "fit_together"]
 

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,27 +17,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.checkpoints import Checkpoints
-from unigen.names import nearest
+from unigen.engines import engine_named
+from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError
-from unigen.phases import Optimizer, Phase, Routine
+from unigen.phases import Phase, Routine
 from unigen.resume import Keeper
 from unigen.watch import TrainingError, Watch
 
 __all__ = [
-    "ENGINES",
-    "Falling",
     "History",
     "Interrupted",
     "State",
     "TrainingError",
     "Wanted",
     "course",
-    "engine_named",
     "fit",
-    "optimizers_for",
 ]
-
-ENGINES = ("eager", "compiled", "xla")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -72,45 +65,6 @@ class History:
 
 
 Callback = Callable[[State, History], None]
-
-
-@dataclass(frozen=True)
-class Falling:
-    """A learning rate that falls linearly from lr to ``last`` over the budget: lr + (last - lr) progress."""
-
-    last: float
-
-    def __call__(self, lr: float, progress: float) -> float:
-        return lr + (self.last - lr) * min(max(progress, 0.0), 1.0)
-
-
-def engine_named(name: str) -> ModuleType:
-    """Return an engine by name, imported when it is asked for; ``ValueError`` with the nearest name otherwise."""
-    if name not in ENGINES:
-        raise ValueError(f"no engine {name!r}; {nearest(name, ENGINES)}")
-    return importlib.import_module(f"unigen.engines.{name}")
-
-
-def optimizers_for(
-    routine: Routine | Iterable[Phase], pair: Pair, optimizer: Optimizer | None = None
-) -> dict[str, torch.optim.Optimizer]:
-    """Return one torch optimizer for each group that the routine moves, by the routine's own settings unless given."""
-    settings = optimizer or (routine.optimizer if isinstance(routine, Routine) else Optimizer())
-    phases = tuple(routine)
-    made: dict[str, torch.optim.Optimizer] = {}
-    for group in ("theta", "phi", "psi"):
-        parameters = pair.group(group)
-        if not parameters or not any(group in phase.move for phase in phases):
-            continue
-        if settings.name == "Adam":
-            made[group] = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
-        elif settings.name == "RMSprop":
-            made[group] = torch.optim.RMSprop(parameters, lr=settings.lr)
-        elif settings.name == "SGD":
-            made[group] = torch.optim.SGD(parameters, lr=settings.lr, fused=True)
-        else:
-            raise ValueError(f"no optimizer {settings.name!r}; {nearest(settings.name, ('Adam', 'RMSprop', 'SGD'))}")
-    return made
 
 
 def _batches(loader: Any) -> Callable[[int], Any]:

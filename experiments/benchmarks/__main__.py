@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.peers import SIDES  # noqa: E402
 from benchmarks.works import BATCH, WORKS, Work  # noqa: E402
 
-from unigen.training import ENGINES  # noqa: E402
+from unigen.engines import ENGINES  # noqa: E402
 
 
 @dataclasses.dataclass

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.__main__ import hardware  # noqa: E402
 
 from unigen import routines  # noqa: E402
+from unigen.engines import ENGINES, engine_named
 from unigen.networks import networks  # noqa: E402
+from unigen.optimizers import optimizers_for  # noqa: E402
 from unigen.pairs import latent, sigmoid_belief  # noqa: E402
 from unigen.phases import Routine  # noqa: E402
-from unigen.training import ENGINES, engine_named, optimizers_for  # noqa: E402
 
 
 @dataclasses.dataclass

@@ -17,7 +17,8 @@ from benchmarks.twins import TWINS
 from benchmarks.works import BATCH, Work
 from torch import Tensor
 
-from unigen.training import engine_named, optimizers_for
+from unigen.engines import engine_named
+from unigen.optimizers import optimizers_for
 
 __all__ = ["SIDES", "Run"]
 

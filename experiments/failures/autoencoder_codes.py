@@ -28,10 +28,10 @@ from unigen.engines.programs import Programs
 from unigen.evaluate import SampleDistance, log_likelihood, sample_distance
 from unigen.networks import networks
 from unigen.objectives import BetaElbo
+from unigen.optimizers import optimizers_for
 from unigen.pairs import latent
 from unigen.phases import PHI, THETA
 from unigen.streams import isolated
-from unigen.training import optimizers_for
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from unigen.evaluate import sample
 from unigen.networks import MLPTrunk, Networks
 from unigen.networks.mlp import MLP
 from unigen.objectives import critic_gap, log_q
+from unigen.optimizers import optimizers_for
 from unigen.pairs import Likelihood, adversarial
 from unigen.phases import Optimizer
 from unigen.streams import isolated
-from unigen.training import optimizers_for
 
 
 @dataclass(frozen=True)

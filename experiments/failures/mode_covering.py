@@ -27,10 +27,10 @@ from unigen import PHI, Pair, Phase, Wake, fit, routines
 from unigen.divergences import Estimate, kullback_leibler_between
 from unigen.networks import MLPTrunk, Networks
 from unigen.objectives import elbo
+from unigen.optimizers import Falling, optimizers_for
 from unigen.pairs import Likelihood, adversarial, latent, mixture
 from unigen.phases import Optimizer
 from unigen.streams import isolated
-from unigen.training import Falling, optimizers_for
 
 
 @dataclass(frozen=True)

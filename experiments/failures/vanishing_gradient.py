@@ -28,11 +28,11 @@ from unigen import THETA, Pair, Phase, Sleep, fit, routines
 from unigen.engines.eager import objective
 from unigen.networks import MLPTrunk, Networks
 from unigen.objectives import Scaled
+from unigen.optimizers import optimizers_for
 from unigen.pairs import Likelihood, adversarial
 from unigen.pairs.likelihoods import Implicit, Stratified
 from unigen.phases import Optimizer
 from unigen.streams import isolated
-from unigen.training import optimizers_for
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from resuming import arm, digest
 
 from unigen import fit
 from unigen.cli import main
+from unigen.optimizers import Falling
 from unigen.resume import ResumeWarning
 from unigen.signals import Ended, asked_to_end
-from unigen.training import Falling, Interrupted
+from unigen.training import Interrupted
 
 __all__ = ["INTERVAL", "PLACES", "STEPS", "command", "ended_anywhere", "ended_at", "killed", "train", "written"]
 
@@ -115,6 +116,8 @@ def killed(name: str, kills: int, sent: signal.Signals, chance: random.Random, r
 
 _TINY = "--hidden 16 --batch-size 32 --particles 3 --test-size 40 --seeds 0 --evaluations 3"
 COMMANDS = {
+    "seeds in one program": "compare --data ring --routines vae wake_sleep --steps 60 --engine xla".split()
+    + _TINY.replace("--seeds 0", "--seeds 0 1").split(),
     "ring": f"compare --data ring --routines wake_sleep reweighted_wake_sleep gan --steps 30 {_TINY}".split(),
     "digits": f"compare --data digits --routines vae persistent_contrastive_divergence --steps 12 {_TINY} --units 6".split(),
 }
@@ -124,7 +127,8 @@ PLACES = {
     "while a classifier is trained": ("unigen.compare", "train_classifier"),
     "before the first step": ("unigen.resume", "environment"),
     "while a checkpoint is written": ("unigen.checkpoints", "put"),
-    "during an evaluation": ("unigen.compare", "log_likelihood"),
+    "during an evaluation on validation data": ("unigen.arms", "log_likelihood"),
+    "during the evaluation on test data": ("unigen.compare", "log_likelihood"),
     "while sampling": ("unigen.compare", "sample"),
     "while pictures are drawn": ("unigen.compare", "save_samples"),
     "while a result is written": ("unigen.compare", "write_json"),

@@ -82,7 +82,10 @@ def killed(work: Work) -> Tally:
     sent, chance, commands = signal.SIGKILL, work.chance, work.kills // 10  # of whole commands, the others of fit
     split = zip(work.arms, shares(work.kills - commands, len(work.arms)), strict=True)
     found = [kills.killed(name, n, sent, chance, work.root / name) for name, n in split]
-    return total([*found, kills.ended_anywhere("ring", commands, sent, chance, work.root / "command")])
+    found.append(kills.ended_anywhere("ring", commands, sent, chance, work.root / "command"))
+    if not work.quick:
+        found.append(kills.ended_anywhere("seeds in one program", 4, sent, chance, work.root / "together"))
+    return total(found)
 
 
 def killed_saves(work: Work) -> Tally:

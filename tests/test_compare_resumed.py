@@ -152,6 +152,13 @@ def test_a_fault_of_the_program_is_not_taken_for_one_of_the_run(tmp_path, monkey
     assert not (tmp_path / "out" / "vae" / "seed-0" / "result.json").exists()
 
 
+def test_a_failure_that_may_be_one_of_the_program_leaves_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("unigen.arms.fit", failing(RuntimeError("mat1 and mat2 cannot be multiplied"), 11))
+    assert start(tmp_path / "out") == 1 and result_of(tmp_path / "out")["status"] == "failed"
+    words = (tmp_path / "out" / "vae" / "seed-0" / "error.txt").read_text()
+    assert words.startswith("Traceback") and words.endswith("RuntimeError: mat1 and mat2 cannot be multiplied\n")
+
+
 @pytest.mark.parametrize("place", ["log_likelihood", "sample", "save_samples", "save_weights"])
 def test_a_run_that_was_stopped_after_its_training_is_only_evaluated(tmp_path, undisturbed, monkeypatch, place):
     def full(*arguments, **keywords):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from unigen.arms import Ready, together, train
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset
-from unigen.durable import write_json
+from unigen.durable import write_json, write_whole
 from unigen.evaluate import (
     LeNet,
     class_coverage,
@@ -132,10 +133,13 @@ def _recorded(results: dict[Path, dict[str, Any]], arm: Arm, seed: int, folder: 
         return
     except (OSError, MemoryError, *OWN) as error:
         failed = failure(error)
+        traced = traceback.format_exc() if type(error) is RuntimeError else None  # perhaps a fault of the program
     # outside the handler, so that the error does not keep the run's tensors while this goes on
     results[folder] = {"routine": arm.name, "seed": seed} | failed
     with suppress(OSError):  # a full disk: a run without a result is tried again as well
         write_json(folder / "result.json", results[folder])
+        if traced is not None:
+            write_whole(folder / "error.txt", traced.encode())
 
 
 def _prepared(planned: Plan, described: dict[str, Any], arm: Arm, seed: int, folder: Path) -> tuple[Pair, Checkpoints]:

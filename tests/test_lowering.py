@@ -431,6 +431,7 @@ SHAPED: dict[str, tuple[Function, tuple[int, ...]]] = {
     "split with sizes": (lambda x: torch.cat(x.split([1, 3, 1], -1)[::-1], -1) * 2, (2, 5)),
     "chunk": (lambda x: torch.cat(x.chunk(2, -1)[::-1], -1) * 2, (2, 5)),
     "unbind": (lambda x: sum(x.unbind(1)) * 2, (2, 3)),
+    "unbind of nothing": (lambda x: torch.stack(x[:, :0].unbind(0)).sum() + x.sum(), (2, 3)),
     "unsafe": (
         lambda x: (
             torch.cat([*x.unsafe_split(2, 1), *x.unsafe_chunk(2, 1), *x.unsafe_split_with_sizes([1, 4], 1)], 1) * 2

@@ -320,6 +320,8 @@ class _Recorder(TorchDispatchMode):
             start = offset[0] if offset and offset[0] is not None else source.storage_offset()
             name, named = "unigen.strided", {}
             rest = (sizes, strides, start, source.stride(), source.storage_offset())
+        if name == "aten.unbind.int":  # each piece by itself, else a loop over n rows would cut n * n of them
+            name, rest, named, index = "aten.select.int", (rest[0] if rest else 0, index), {}, 0
         number = self._emit(name, (Ref(self.read(parent)), *rest), named, tensor, index)
         view = (name, tuple(rest), dict(named), index)
         self.seen[id(tensor)] = _Seen(tensor, parent.store, number, parent.store.version, parent, view)

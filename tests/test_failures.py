@@ -253,17 +253,18 @@ def test_mode_collapse_draws(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_plain_gan_collapses_on_every_seed_and_importance_weighting_and_a_gentle_penalty_do_not():
-    chosen = ("GAN", "IWGAN, 5 particles", "WGAN, penalty 1")
+def test_the_plain_gan_and_the_clipped_wgan_collapse_on_some_seeds_and_two_remedies_on_none():
+    # As found with five seeds; the means do not differ significantly (the line says p), so no order is asserted.
     settings = mode_collapse.Settings()
     modes = {
         method: torch.stack([mode_collapse.one_run((method, seed, settings))[0][-1, 0] for seed in settings.seeds])
-        for method in chosen
+        for method in ("GAN", "WGAN, clipped at 0.05", "IWGAN, 5 particles", "WGAN, penalty 1")
     }
-    assert (modes["GAN"] < 3).all()
-    for method in chosen[1:]:
-        assert modes[method].min() > 6
-        assert mode_collapse.p_value(modes["GAN"], modes[method]) == pytest.approx(2 / math.comb(10, 5))
+    assert mode_collapse.collapsed(modes["GAN"]) >= 1
+    assert mode_collapse.collapsed(modes["WGAN, clipped at 0.05"]) >= 1  # so the WGAN is no proof against it
+    assert (
+        mode_collapse.collapsed(modes["IWGAN, 5 particles"]) == mode_collapse.collapsed(modes["WGAN, penalty 1"]) == 0
+    )
 
 
 # ---- the loss that tracks quality ----

@@ -23,19 +23,19 @@ from torch import Tensor, nn
 from failures.drawing import BLUE, GREEN, GREY, ORANGE, panels
 from unigen import PHI, THETA, Pair, Phase, Wake, fit
 from unigen.objectives import BetaElbo
+from unigen.optimizers import Falling
 from unigen.streams import isolated
-from unigen.training import Falling
 
 
 @dataclass(frozen=True)
 class Settings:
     """Rows (``rows``, ``dimension``), a code of ``code``, noise of standard deviation ``noise``, ``steps`` of training."""
 
-    rows: int = 4000
+    rows: int = 2000
     dimension: int = 6
     code: int = 2
     noise: float = 0.7
-    steps: int = 2500
+    steps: int = 2000
     seed: int = 0
 
 

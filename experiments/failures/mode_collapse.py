@@ -1,9 +1,9 @@
 """Mode collapse on a ring of eight Gaussians, and what packing, importance weighting and the WGAN do to it.
 
 All methods start from the same weights, a generator whose samples lie close together, and take the same number of updates of either
-network with the same Adam(1e-3, (0.9, 0.999)), whose momentum makes the plain GAN chase its discriminator. A sample is good
-within 0.15 of a mode (its neighbours are 0.77 away; the published radius of 0.03 asks for a longer budget); the modes filled are
-exp(entropy of the good samples' shares), 0 where none is good.
+network with the same Adam(1e-3, (0.9, 0.999)), whose momentum lets the plain GAN chase its discriminator from mode to mode. A
+sample is good within 0.15 of a mode (its neighbours are 0.77 away; the published radius of 0.03 asks for a longer budget); the
+modes filled are exp(entropy of the good samples' shares), 0 where none is good, and below half of the modes a run has collapsed.
 The null is a fresh sample of the data, scored in the same way.
 
 Packing needs nothing new: a pack of m points is one row of m D numbers, the generator maps m latents by one network, and the
@@ -29,11 +29,11 @@ from unigen.densities import ring
 from unigen.evaluate import mixture_metrics, sample
 from unigen.networks import MLPTrunk, Networks
 from unigen.networks.mlp import MLP
+from unigen.optimizers import optimizers_for
 from unigen.pairs import Likelihood, adversarial
 from unigen.phases import Optimizer
 from unigen.routines import by_name
 from unigen.streams import isolated
-from unigen.training import optimizers_for
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,19 @@ def measure(settings: Settings, run_all: Any = map) -> dict[str, Any]:
     return {"runs": by_method, "null": null(settings), "updates": settings.updates}
 
 
+def collapsed(modes: Tensor) -> int:
+    """Return how many seeds fill fewer than half of the modes."""
+    return int((modes < len(ring().means) / 2).sum())
+
+
 def line_of_figures(found: dict[str, Any]) -> str:
     """Say the modes filled at the end, and how each differs from the plain GAN."""
     plain = found["runs"]["GAN"][0][:, -1, 0]
     parts = []
     for method, (path, _) in found["runs"].items():
         modes, good = path[:, -1, 0], path[:, -1, 1].mean()
-        part = f"{method} {modes.mean():.2f} ({modes.min():.2f} to {modes.max():.2f}; good {good:.2f}"
+        part = f"{method} {modes.mean():.2f} ({modes.min():.2f} to {modes.max():.2f}; {collapsed(modes)} of {len(modes)} seeds "
+        part += f"collapsed; good {good:.2f}"
         parts.append(part + (")" if method == "GAN" else f"; p {p_value(plain, modes):.3f})"))
     count = len(plain)
     return (
@@ -186,7 +192,7 @@ def draw(found: dict[str, Any]) -> Figure:
             x, path[:, :, 0].amin(0), path[:, :, 0].amax(0), color=METHODS[method][2], alpha=0.12, linewidth=0
         )
     first.axhline(found["null"][0], color=GREY, linestyle=":", linewidth=1.5)
-    first.text(0, found["null"][0] + 0.1, "data", fontsize=7, color=GREY)
+    first.text(found["updates"], found["null"][0] + 0.12, "the data themselves", fontsize=7, color=GREY, ha="right")
     first.set(xlabel="updates", ylabel="modes filled", ylim=(0, 8.8))
     first.set_title(f"mean and range of {len(next(iter(runs.values()))[0])} seeds")
     means = ring().means
@@ -194,5 +200,5 @@ def draw(found: dict[str, Any]) -> Figure:
         axis.scatter(means[:, 0], means[:, 1], s=60, facecolors="none", edgecolors=GREY, linewidths=0.8)
         axis.scatter(points[:600, 0], points[:600, 1], s=1.2, color=METHODS[method][2], linewidths=0)
         axis.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
-        axis.set_title(method.replace(", ", "\n"))
+        axis.set_title(method.replace(", ", "\n"), color=METHODS[method][2])
     return figure

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.capabilities import table
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,3 +26,13 @@ def test_every_file_that_the_readme_links_is_there():
     root = Path(__file__).parents[1]
     links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
     assert links and all((root / link).exists() for link in links)
+
+
+def test_the_readme_holds_the_table_of_engines():
+    """That every cell is so is for the parity tests, and at night for ``tests.capabilities`` itself."""
+    assert table(lambda engine, routine, family: True) in README
+
+
+@pytest.mark.slow
+def test_the_table_of_engines_is_what_runs():
+    assert table() in README

@@ -61,8 +61,8 @@ class _Phase:
         )
         self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
         self.set_rates: list[float] = []
-        arguments = self._arguments(tensors, data)
-        self.function = _compile(capture(self._run, arguments, "compiled"), arguments)
+        self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
+        self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
     def _arguments(self, tensors: _Tensors, data: Mapping[str, Any]) -> list[Tensor]:
         chains = [self.pair.chains[key] for key in self.chains]
@@ -117,7 +117,10 @@ class _Phase:
             self.set_rates = wanted
         if tensors.steps:
             torch._foreach_add_(tensors.steps, 1)
-        value, *found = self.function(*self._arguments(tensors, data))
+        arguments = self._arguments(tensors, data)
+        if self.function is None:
+            self.function = _compile(self.graph, arguments)
+        value, *found = self.function(*arguments)
         if self.separate:
             for own, slope in zip(self.own, found, strict=True):
                 own.grad = slope

@@ -262,3 +262,22 @@ def test_the_likelihood_of_an_rbm_is_exact_or_an_upper_bound():
     assert bounded.kind == "upper bound" and bounded.value == pytest.approx(found.value, abs=0.1)
     with pytest.raises(Refused, match="only an RBM"):
         log_partition(flow(3))
+
+
+class Inner(PyroModule):
+    """Three latents a datum in a plate inside the batch's: z_i ~ N(0, 1), x_i ~ N(z_i, 1), so x_i ~ N(0, 2)."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("inner", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_plate_inside_the_batch_belongs_to_its_datum(seed):
+    x = torch.randn(10, 3, dtype=torch.float64) * 2**0.5
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(x).sum(1)
+    settings = Annealing(40, 32, 5)
+    found = annealed_log_likelihood(Pair(Inner()), x, settings, seed)
+    assert found.n == 10 and float((found.per_datum - exact).abs().max()) < 0.5  # some ten standard errors of each
+    both = bidirectional_monte_carlo(Pair(Inner()), x, 20, settings, seed)
+    assert abs(both.gap.value) < 0.3

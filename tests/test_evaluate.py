@@ -6,11 +6,15 @@ import hashlib
 import json
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule
 
 import unigen.evaluate.directory as directory
 import unigen.evaluate.examination as examination
+from unigen import Pair
 from unigen.cli import main
 from unigen.data import load
 from unigen.evaluate.annealing import Annealing
@@ -240,3 +244,28 @@ def test_wrong_directories_and_settings_are_one_sentence(compared, tmp_path, cap
     ):
         code, _, error = run(arguments, capsys)
         assert code == 2 and words in error and len(error.splitlines()) == 1, (arguments, error)
+
+
+class Regression(PyroModule):
+    """w ~ N(0, 1), y_i ~ N(w x_i, 1): one datum."""
+
+    def forward(self, x, y):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+
+def posterior(x, y):
+    precision = 1 + x.square().sum()
+    pyro.sample("w", dist.Normal(x @ y / precision, precision.rsqrt()))
+
+
+def test_a_pair_of_one_datum_is_examined():
+    x, y = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([0.3, 0.1, 1.0])
+    found = evaluate(Pair(Regression(), posterior), (x, y), SHORT)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + torch.outer(x, x)).log_prob(y)
+    # with the exact posterior as guide every weight is p(y), whatever is drawn
+    assert found["ELBO"].value == pytest.approx(float(exact), abs=1e-4) == found["log p(x)"].value
+    assert abs(found["KL(q || posterior)"].value) < 1e-4 and found["ELBO"].n == 1
+    assert found["ELBO"].standard_error is None and found["calibration, p-value"].n == 32
+    assert any("fewer than two" in refusal.why for refusal in found.refusals)

@@ -168,7 +168,7 @@ def _plan(settings: Settings, command: str) -> Plan:
             )
         arms.append(Arm(routine.name, slug_of(routine.name), routine, family))
     if len({arm.slug for arm in arms}) < len(arms):
-        raise ValueError(f"--routines names a routine twice: {' '.join(names)}")
+        raise ValueError(f"--routines names a routine twice: {' '.join(names)}; drop one")
     directory = Path(settings.out) if settings.out else Path("runs", f"{settings.data}-{datetime.now():%Y%m%d-%H%M%S}")
     check_same(directory, settings, dataset.fingerprint)
     planned = Plan(settings, command, dataset, likelihood, device, arms, directory)

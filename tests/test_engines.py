@@ -5,6 +5,8 @@ where what they drew is handed in. Gradients are read off a step of plain gradie
 """
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from tests.test_isolation import CASES, FAMILIES
 from unigen import routines
 from unigen.engines import compiled, eager
+from unigen.networks import networks
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
+from unigen.pairs import adversarial
+from unigen.pairs.likelihoods import Likelihood
 from unigen.phases import PHI, THETA, Phase, Routine, Wake
 from unigen.training import State, fit
 
@@ -282,3 +287,25 @@ def test_an_engine_that_is_not_there() -> None:
     pair, x = world("latent")
     with pytest.raises(ValueError, match="no engine 'compield'; did you mean 'compiled'"):
         fit(x, routines.vae, pair, steps=3, engine="compield")
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled", "xla"])
+def test_a_frozen_parameter_stays(engine: str, interpreted: None) -> None:
+    """A GAN's generator has the scale of its likelihood frozen; nothing moves it."""
+    likelihood = Likelihood("normal", bounded=False)
+    pair = adversarial(networks("mlp", (2,), 2, hidden=(5,)), likelihood)
+    before = {name: p.detach().clone() for name, p in pair.named_group("theta")}
+    fit(torch.randn(6, 2), routines.gan, pair, steps=3, engine=engine, progress=False)
+    moved = {name for name, p in pair.named_group("theta") if not torch.equal(p, before[name])}
+    frozen = {name for name, p in pair.named_group("theta") if not p.requires_grad}
+    assert frozen and moved == set(before) - frozen
+
+
+def test_importing_an_engine_draws_nothing() -> None:
+    script = (
+        "import random, numpy, torch; from unigen.engines import engine_named; "
+        "numpy.random.seed(0); before = numpy.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist();"
+        "[engine_named(e) for e in ('eager', 'compiled', 'xla')]; "
+        "assert before == (numpy.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist())"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

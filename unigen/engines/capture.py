@@ -79,7 +79,7 @@ def capture_phase(
     weights, stored = parameters(pair), buffers(pair)
     tensors = {f"data.{name}": value for name, value in data.items() if isinstance(value, Tensor)}
     inputs = {**weights, **stored, **{f"chain.{key}": value for key, value in chains.items()}, **tensors}
-    moved = [name for name in weights if name.split(".")[0] in phase.move]
+    moved = [name for name, own in weights.items() if name.split(".")[0] in phase.move and own.requires_grad]
     found: dict[str, Tensor] = {}
 
     def run() -> Sequence[Tensor | None]:

@@ -141,7 +141,7 @@ def _pools(batches: Sequence[Any], step: _Step, plan: Plan, rows: int, seeds: bo
         first = {slot: place for slot, place in reversed(list(zip(order, places, strict=True)))}
         for (index, number), slot in zip(places, order, strict=True):
             slots[index, number] = slot
-        size = 1 if len(first) == 1 else rows * len(mine)
+        size = rows * len(mine)  # also of one batch: another size would be another program
         pools.append({})
         for name, value in batches[0][0][step.places[mine[0]]].items():
             if isinstance(value, Tensor):

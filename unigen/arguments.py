@@ -16,7 +16,10 @@ import tyro
 from unigen.names import nearest
 from unigen.settings import Kind, UsageError, kind_of
 
-__all__ = ["explain", "parse"]
+__all__ = ["mistake", "parse"]
+
+_HELP = ("-h", "--help", "--tyro-")
+_MAY_BE_EMPTY = ("--hidden",)  # without hidden layers a network is linear
 
 
 def parse(arguments: Sequence[str], commands: Mapping[str, type], description: str) -> Any:
@@ -26,20 +29,25 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], description: s
     """
     choices: list[Any] = [Annotated[made, tyro.conf.subcommand(name)] for name, made in commands.items()]
     union: Any = functools.reduce(operator.or_, choices)
+    if not any(argument.startswith(_HELP) for argument in arguments):
+        wrong = mistake(arguments, commands)
+        if wrong:
+            raise UsageError(wrong)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # tyro's own words span many lines
             return tyro.cli(union, prog="unigen", description=description, args=list(arguments))
     except SystemExit as ended:
         if not ended.code:
             raise
-    raise UsageError(explain(arguments, commands))
+    command = arguments[0] if arguments and arguments[0] in commands else ""
+    raise UsageError(f"these arguments cannot be read; use what unigen {command} --help lists".replace("  ", " "))
 
 
-def explain(arguments: Sequence[str], commands: Mapping[str, type]) -> str:
-    """Return in one sentence what is wrong with arguments that could not be read.
+def mistake(arguments: Sequence[str], commands: Mapping[str, type]) -> str:
+    """Return in one sentence the first mistake in arguments, or nothing.
 
     >>> from unigen.settings import Settings
-    >>> explain(["compare", "--stepz", "3"], {"compare": Settings})
+    >>> mistake(["compare", "--stepz", "3"], {"compare": Settings})
     "compare has no option --stepz; did you mean '--steps'?"
     """
     if not arguments:
@@ -63,7 +71,7 @@ def explain(arguments: Sequence[str], commands: Mapping[str, type]) -> str:
             values.append(rest.pop(0))
         if kind.base is bool and equals:
             return f"{name} takes no value; got {value!r:.80}"
-        if kind.base is not bool and not values and not kind.many:
+        if kind.base is not bool and not values and name not in _MAY_BE_EMPTY:
             return f"{name} wants {kind}; got nothing"
         for given in values:
             if not kind.reads(given):
@@ -72,9 +80,7 @@ def explain(arguments: Sequence[str], commands: Mapping[str, type]) -> str:
         spare = strays[len(places)][:80]
         return f"{command} takes no argument {spare!r}; an option starts with --, {nearest('--' + spare, options)}"
     missing = [name for name, (_, required) in places.items() if required][len(strays) :]
-    if missing:
-        return f"{command} wants a {missing[0]}; got nothing"
-    return f"these arguments of {command} cannot be read; see unigen {command} --help"
+    return f"{command} wants a {missing[0]}; got nothing" if missing else ""
 
 
 def _options(command: type) -> dict[str, Kind]:

@@ -208,7 +208,10 @@ def _sample(chosen: Sample) -> int:
         if not out.name or not out.parent.is_dir():
             raise UsageError(f"--out {out}: the folder {out.parent} is not there, or no name is given in it")
     settings, _ = read_comparison(directory)
-    planned = plan(dataclasses.replace(settings, out=None, device="cpu"))
+    try:
+        planned = plan(dataclasses.replace(settings, out=None, device="cpu"))
+    except UsageError as error:
+        raise UsageError(f"{directory / 'config.json'} is not right: {error}") from None
     names = [arm.name for arm in planned.arms]
     if chosen.routine is not None and chosen.routine not in names:
         raise UsageError(f"--routine {chosen.routine!r} is not in {directory}; {nearest(chosen.routine, names)}")

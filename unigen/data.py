@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unigen.datachecks import DataError, check, check_options, integer
+from unigen.datachecks import DataError, check, check_labels, check_options, integer
 from unigen.datafiles import read
 from unigen.densities import DENSITIES, Density
 from unigen.names import nearest_name
@@ -79,6 +79,9 @@ class Dataset:
         check_options(self.name, self.binarization, self.dequantize, self.levels)
         for split in _SPLITS:
             rows, labels = getattr(self, split), getattr(self, split + "_labels")
+            check_labels(labels, f"{self.name}.{split}_labels")
+            if not isinstance(rows, Tensor):
+                raise DataError(f"{self.name}.{split} is a {type(rows).__name__}, expected a float32 tensor (N, D).")
             if rows.dim() != 2 or rows.shape[1] != math.prod(self.shape):
                 expected = f"(N, {math.prod(self.shape)}) for data of shape {self.shape}; flatten each datum"
                 raise DataError(f"{self.name}.{split} has shape {tuple(rows.shape)}, expected {expected}.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unigen.names import nearest_name
 
-__all__ = ["BINARIZATIONS", "DataError", "check", "check_options", "integer"]
+__all__ = ["BINARIZATIONS", "DataError", "check", "check_labels", "check_options", "integer"]
 
 BINARIZATIONS = ("none", "static", "dynamic")
 
@@ -53,11 +53,26 @@ def check(x: Tensor, name: str, *, low: float = -math.inf, high: float = math.in
     return x
 
 
+def check_labels(labels: Tensor | None, name: str) -> None:
+    """Refuse labels that are no int64 tensor of numbers from 0; ``DataError`` with what was found."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = f"of dtype {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        raise DataError(f"{name} is {got}, expected an int64 tensor (N,): convert it by torch.as_tensor(y).long().")
+    if labels.numel() and int(labels.min()) < 0:
+        raise DataError(f"{name} has the label {int(labels.min())}, expected numbers from 0: number the classes.")
+
+
 def check_options(name: str, binarization: str, dequantize: bool, levels: int | None) -> None:
     """Refuse options that do not fit together or do not fit the data."""
     if binarization not in BINARIZATIONS:
         guess = nearest_name(binarization, BINARIZATIONS)
         raise ValueError(f"Unknown binarization {binarization!r}: did you mean {guess!r} ({', '.join(BINARIZATIONS)})?")
+    if levels is not None and (type(levels) is not int or levels < 2):
+        raise ValueError(
+            f"{name} has levels={levels!r}, expected a whole number of at least 2, or None: set it to that."
+        )
     if dequantize and binarization != "none":
         raise ValueError(f"{name} cannot be both dequantized and binarized ({binarization}): choose one.")
     if dequantize and (levels is None or levels < 3):

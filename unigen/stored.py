@@ -84,7 +84,9 @@ def read_comparison(directory: Path) -> tuple[Settings, dict[str, Any]]:
     path = directory / "config.json"
     config = _read(directory)
     if config is None:
-        raise UsageError(f"{directory} is no directory of a comparison: {path} is missing or not readable")
+        raise UsageError(
+            f"{directory} is no directory of a comparison: {path} is missing or not readable; name one that unigen compare wrote"
+        )
     try:
         return settings_of(config.get("settings")), config
     except UsageError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
-from unigen.engines.programs import Programs, base_of, family_of
+from unigen.engines.programs import Programs, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase, Routine
 
@@ -34,11 +34,12 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     before = [buffer.clone() for buffer in buffers]
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            with _refusals("the pair"):
-                _check_sites(pair, x)
+            with _refusals(pair, data, "the pair"):
+                _check_sites(pair, data)
             reached: set[int] = set()
             for number, phase in enumerate(routine, 1):
-                reached |= _check_phase(phase, f"phase {number} ({phase})", pair, x)
+                with _refusals(pair, data, f"phase {number} ({phase})", f"phase '{number} {phase}'"):
+                    reached |= _check_phase(phase, pair, x)
             for _ in range(_DRAWS):
                 if not _unreached(routine, pair, reached):
                     break
@@ -68,8 +69,8 @@ def _check_data(data: dict[str, Any]) -> None:
             if hasattr(value, "__len__") and not isinstance(value, str):
                 raise PairError(f"data {name!r} is a {type(value).__name__}; give a torch tensor")
             continue
-        if value.layout is not torch.strided or value.is_complex():
-            kind = "complex" if value.is_complex() else str(value.layout).removeprefix("torch.")
+        if value.layout is not torch.strided or value.is_complex() or value.is_meta:
+            kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
             raise DataError(f"data {name!r} is a {kind} tensor; give a dense tensor of real numbers")
         if value.numel() == 0:
             raise DataError(f"data {name!r} is an empty batch, of shape {tuple(value.shape)}; give at least one datum")
@@ -86,24 +87,40 @@ def _tuple(routine: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _refusals(where: str) -> Iterator[None]:
-    """Turn whatever a program raises into a ``PairError`` that says where."""
+def _refusals(pair: Pair, data: dict[str, Any], where: str, *notes: str) -> Iterator[None]:
+    """Turn whatever a program raises into a ``PairError`` that says where, and which numbers are of another type."""
     try:
         yield
     except PairError as error:
-        raise PairError(f"{where}: {error}") from None
+        raise _noted(PairError(f"{where}: {error}"), notes) from None
+    except DataError:
+        raise
     except torch.OutOfMemoryError:
         raise  # the machine's limit, not the pair's
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise PairError(f"{where} cannot run on this data: {reason or type(error).__name__}") from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        own = next((parameter.dtype for parameter in pair.parameters()), None)
+        for name, value in data.items():
+            if own is not None and isinstance(value, Tensor) and value.dtype != own:
+                theirs, ours = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, own))
+                reason += f"; data {name!r} is {theirs} and the parameters are {ours}"
+        raise _noted(PairError(f"{where} cannot run on this data: {reason}"), notes) from error
 
 
-def _check_sites(pair: Pair, x: Any) -> None:
+def _noted(error: PairError, notes: tuple[str, ...]) -> PairError:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
     """Compare the sites that the two programs share: one size, both discrete or neither, no value outside the support."""
-    programs, data = Programs(pair), pair.bind(x)
+    programs = Programs(pair)
     with torch.no_grad():
         guide, model = programs.run("guide", data), programs.run("model", data)
+    for site in model.values():
+        if site.observed or site.name in data:
+            _check_observed(site)
     for name in guide.keys() & model.keys():
         ours, theirs = guide[name].fn, model[name].fn
         if model[name].observed:
@@ -123,6 +140,39 @@ def _check_sites(pair: Pair, x: Any) -> None:
             )
 
 
+def _check_observed(site: Site) -> None:
+    """Refuse data that a site would have to repeat, or that lie where its distribution is not defined."""
+    shape = tuple(site.fn.shape())
+    try:
+        repeated = torch.broadcast_shapes(site.value.shape, shape) != site.value.shape
+    except RuntimeError:
+        repeated = True
+    if repeated:
+        raise DataError(
+            f"data '{site.name}' has shape {tuple(site.value.shape)} where its distribution has shape {shape}; give rows (N, "
+            "...), each of the size of one datum"
+        )
+    fn: Any = site.fn
+    while hasattr(fn, "base_dist") and not hasattr(fn, "_mask"):
+        fn = fn.base_dist
+    if site.mask is not None or hasattr(fn, "_mask"):
+        return  # what is masked may be anything
+    family = family_of(site.fn)
+    try:
+        # A grey value under a Bernoulli is the probability of a bit: its log density is the mean over that bit.
+        support = constraints.unit_interval if family == "Bernoulli" else site.fn.support
+        inside = support.check(site.value)
+    except (NotImplementedError, AttributeError):
+        return
+    if not bool(inside.all()):
+        low, high = (float(bound) for bound in site.value.aminmax())
+        remedy = "binarize them" if family in ("Bernoulli", "RestrictedBoltzmann") else "rescale them"
+        raise DataError(
+            f"data '{site.name}' has values in [{low:g}, {high:g}] that its distribution ({family}) cannot take; {remedy}, or "
+            "use another likelihood"
+        )
+
+
 def _support(fn: Any) -> str:
     support = fn.support
     while hasattr(support, "base_constraint"):
@@ -130,20 +180,19 @@ def _support(fn: Any) -> str:
     return "discrete" if support.is_discrete else "real" if support is constraints.real else "bounded"
 
 
-def _check_phase(phase: Phase, where: str, pair: Pair, x: Any) -> set[int]:
-    """Try one phase and return the parameters (by id) that it moves; ``where`` names it in messages."""
+def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
+    """Try one phase and return the parameters (by id) that it moves."""
     for group in phase.move:
         if not pair.group(group) and not (group == "theta" and "phi" in phase.move):  # a Bayesian model may be fixed
-            raise PairError(f"{where} moves {group}, but the pair has no {group} parameters; {_REMEDY[group]}")
+            raise PairError(f"it moves {group}, but the pair has no {group} parameters; {_REMEDY[group]}")
     if phase.solve and (phase.move != ("theta",) or not hasattr(pair.model, "solve")):
         raise PairError(
-            f"{where} wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); climb instead, "
+            f"it wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); climb instead, "
             "such as em(closed_form=False)"
         )
-    with _refusals(where):
-        reached = _gradients(phase, pair, x)
+    reached = _gradients(phase, pair, x)
     if not reached:
-        raise PairError(f"{where} has no gradient along {', '.join(phase.move)}; move the group its objective reads")
+        raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached
 
 
@@ -152,10 +201,21 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
     from unigen.engines.eager import objective
 
     moved = pair.group(*phase.move)
-    _, surrogate = objective(phase, pair, x, dry=True)
+    value, surrogate = objective(phase, pair, x, dry=True)
+    if not bool(torch.isfinite(value)):
+        raise PairError(
+            f"its value is {float(value)}; look for data that the model gives no probability, or rescale them"
+        )
     if not surrogate.requires_grad or not moved:
         return set()
     gradients = torch.autograd.grad(surrogate, moved, allow_unused=True)
+    for name, gradient in zip(
+        (f"{group} {n}" for group in phase.move for n, p in pair.named_group(group) if p.requires_grad),
+        gradients,
+        strict=True,
+    ):
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise PairError(f"the gradient of {name} is not finite; rescale the data, or start from smaller weights")
     reached = {id(parameter) for parameter, gradient in zip(moved, gradients, strict=True) if gradient is not None}
     return {id(parameter) for parameter in moved} if phase.solve and reached else reached
 

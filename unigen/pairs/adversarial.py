@@ -36,7 +36,8 @@ class AdversarialModel(PyroModule):
             pyro.sample("y", Stratified.of(x))
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0, validate_args=False).to_event(1))
             generated = self.likelihood.mean(self.generator(z[..., rows:, :]))  # rows with y = 1 need no G(z)
-            pyro.sample("x", Implicit(torch.cat([x.expand(generated.shape), generated], -2)))
+            both = torch.cat([x.expand(generated.shape), generated], -2)
+            pyro.sample("x", Implicit(both, bounded=self.likelihood.bounded))
 
 
 class Discriminator(PyroModule):

@@ -21,6 +21,17 @@ __all__ = ["LIKELIHOODS", "DiscretizedLogistic", "Implicit", "Likelihood", "Stra
 LIKELIHOODS = ("bernoulli", "normal", "discretized_logistic")
 
 
+class Grid(constraints.Constraint):
+    """The grid {0, 1, ..., levels - 1} / (levels - 1), to rounding."""
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def check(self, value: Tensor) -> Tensor:
+        index = value * (self.levels - 1)
+        return (value >= 0) & (value <= 1) & ((index - index.round()).abs() < 0.02)
+
+
 class DiscretizedLogistic(dist.TorchDistribution):
     """A logistic rounded to the grid {0, 1, ..., levels - 1} / (levels - 1); the edge cells take the tails.
 
@@ -29,7 +40,6 @@ class DiscretizedLogistic(dist.TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
-    support = constraints.real
     has_rsample = False
 
     def __init__(self, loc: Tensor, scale: Tensor, levels: int = 256, validate_args: bool | None = None) -> None:
@@ -49,6 +59,10 @@ class DiscretizedLogistic(dist.TorchDistribution):
         first, last = logsigmoid(upper), -softplus(lower)
         return torch.where(value < half, first, torch.where(value > 1 - half, last, inside))
 
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        return Grid(self.levels)
+
     @property
     def mean(self) -> Tensor:
         return self.loc  # of the logistic before rounding
@@ -64,19 +78,22 @@ class DiscretizedLogistic(dist.TorchDistribution):
 class Implicit(dist.TorchDistribution):
     """A sampler without a density: its sample is ``value``, with gradient; ``log_prob`` raises.
 
-    ``value``: (..., D), the last dimension is the event.
+    ``value``: (..., D), the last dimension is the event. ``bounded``: it lies in [0, 1], and so must the data.
     """
 
     arg_constraints: dict[str, Any] = {}
-    support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, value: Tensor, validate_args: bool | None = None) -> None:
-        self.value = value
+    def __init__(self, value: Tensor, bounded: bool = False, validate_args: bool | None = None) -> None:
+        self.value, self.bounded = value, bounded
         super().__init__(value.shape[:-1], value.shape[-1:], validate_args=False)
 
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> Any:
+        return constraints.independent(constraints.unit_interval if self.bounded else constraints.real, 1)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Implicit:
-        return Implicit(self.value.expand(torch.Size(batch_shape) + self.event_shape))
+        return Implicit(self.value.expand(torch.Size(batch_shape) + self.event_shape), self.bounded)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.value.expand(torch.Size(sample_shape) + self.value.shape)
@@ -119,6 +136,9 @@ class Stratified(dist.TorchDistribution):
 
 class Likelihood(nn.Module):
     """p(x|z) by name: ``bernoulli`` (raw = logits), ``normal`` (raw = mean, one learned scale), ``discretized_logistic``.
+
+    Under ``bernoulli``, a grey value in [0, 1] is the probability of a bit: log p(x|z) is then its mean over that bit, and a
+    bound stays a bound, on the mean of log p(bits).
 
     ``name``: one of ``LIKELIHOODS``, else a ``ValueError`` with the nearest. ``levels``: grey levels of the discretized
     logistic. ``bounded``: data lie in [0, 1], so the mean of ``normal`` is squashed by a sigmoid.

@@ -469,4 +469,4 @@ def by_name(text: str) -> Routine:
     try:
         return known[name](*arguments, **named)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"routine {text!r:.80}: {error}") from None
+        raise ValueError(f"routine {text!r:.80}: {error}; use it as unigen list routines says") from None

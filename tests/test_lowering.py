@@ -498,6 +498,7 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "fixed mask": (lambda x, i: x[torch.tensor([True, False, True, True])] * 2, (4, 3), ()),
     "put": (lambda x, i: (x * 2).index_put((i,), torch.ones(3).double()), (4, 3), (1,)),
     "put, added": (lambda x, i: (x * 2).index_put((i,), x[:1], accumulate=True), (4, 3), (6,)),
+    "fixed mask of two dimensions": (lambda x, i: x[torch.eye(4, 3) > 0] * 2, (4, 3, 2), ()),
     "put at a mask": (lambda x, i: (x * 2).index_put((x > 0,), torch.tensor(3.0).double()), (4, 3), ()),
     "set": (lambda x, i: _write(x.clone(), lambda y: y.__setitem__((i, 0), x[0, 1])), (4, 3), (1,)),
     "gather": (lambda x, i: x.gather(1, i) * 2, (3, 4), (2, 5)),

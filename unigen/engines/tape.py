@@ -347,7 +347,7 @@ class _Recorder(TorchDispatchMode):
         for index in args[1]:
             masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
             if masks and self.read(self.find(index)) in self.static:
-                indices += list(index.nonzero().unbind(1))
+                indices += [column.clone() for column in index.nonzero().unbind(1)]  # each a memory of its own
             else:
                 indices.append(index)
         return (args[0], indices, *args[2:]), named

@@ -453,10 +453,10 @@ def by_name(text: str) -> Routine:
     Only numbers, strings and booleans are read as settings. Raises ``ValueError`` with the nearest name or the reason.
     """
     known = catalogue()
-    name, _, settings = text.strip().partition("(")
+    name, bracket, _ = text.strip().partition("(")
     if name not in known:
         raise ValueError(f"no routine {name!r:.80}; {nearest(name[:80], known)}")
-    if not settings:
+    if not bracket:
         return known[name]
     try:
         call = ast.parse(text.strip(), mode="eval").body
@@ -469,4 +469,4 @@ def by_name(text: str) -> Routine:
     try:
         return known[name](*arguments, **named)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"routine {text!r:.80}: {error}; use it as unigen list routines says") from None
+        raise ValueError(f"routine {text!r:.80}: {error}; write it as {name} or {name}(name=value)") from None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -217,7 +217,7 @@ def command_lines(draw: st.DrawFn) -> tuple[list[str], tuple[str, ...]]:
         return [*base, flag, value], (
             flag,
             "must|wants different",
-            str(float(value) if "e" in value or "n" in value else value),
+            str(float(value) if options[flag].base is float else value),
         )
     if kind == "name":
         name = draw(st.sampled_from([name for name in NAMES if name != "pair" or command == "compare"]))
@@ -231,6 +231,7 @@ def command_lines(draw: st.DrawFn) -> tuple[list[str], tuple[str, ...]]:
             TEXTS
             | st.sampled_from(["vea", "iwae(five)", "iwae(", "iwae(5))", "iwae(k=0)", "iwae(0.5)", "vae()()", "gan(1)"])
         )
+        text = "vea" if text.partition("(")[0].strip() in routines.catalogue() and "(" not in text else text
         return [command, f"{flag}={text}"], ("routine",)
     if kind == "out":
         value = draw(st.sampled_from(["a\0b", "x" * 300, "\ud800", "/dev/null", "/dev/null/x", "y/" * 3000]))
@@ -303,6 +304,19 @@ VALUES = st.recursive(
 )
 
 
+OPTIONAL = (
+    "steps",
+    "epochs",
+    "seconds",
+    "latent",
+    "binarization",
+    "learning_rate",
+    "final_learning_rate",
+    "data_root",
+    "out",
+)
+
+
 @st.composite
 def configurations(draw: st.DrawFn) -> Callable[[dict[str, Any]], tuple[str, ...]]:
     """Return a function that puts one mistake into settings in place, and returns the words that the refusal must hold."""
@@ -333,6 +347,7 @@ def configurations(draw: st.DrawFn) -> Callable[[dict[str, Any]], tuple[str, ...
                 fits = [bad for bad in wrong if bad not in (["x"],) or name != "routines"]
             if optional:
                 fits = [{"a": 1}, [[1]], {}, [3], True]
+            fits = [bad for bad in fits if bad is not None or name not in OPTIONAL]
             stored[name] = fits[number % len(fits)]
             return (option,)
         if kind == "bounds":
@@ -360,6 +375,7 @@ def check_configuration(change: Callable[[dict[str, Any]], tuple[str, ...]], com
     words = change(config["settings"])
     if "\0replace" in config["settings"]:
         config["settings"] = config["settings"]["\0replace"]
+    note(json.dumps(config["settings"]))
     try:
         path.write_bytes(json.dumps(config).encode(errors="surrogatepass"))
         refused(["sample", str(comparison)], (*words, "config.json"))

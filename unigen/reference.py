@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ class Posterior:
     """Draws from p(z | x), and what they are worth.
 
     ``draws``: by site, latent and deterministic, float64 (chains, draws, *shape). ``rhat``, ``ess``, ``ess_tail``: by site,
-    (*shape): rank-normalized split R-hat, bulk and tail effective sample size. ``diverging``: (chains, draws), which
-    transitions of nuts or hmc left the energy's level; None for an ensemble.
+    (*shape): rank-normalized split R-hat (NaN for an element that is constant), bulk and tail effective sample size.
+    ``diverging``: (chains, draws), which transitions of nuts or hmc left the energy's level; None for an ensemble.
     """
 
     sampler: str
@@ -57,12 +58,12 @@ class Posterior:
         return _inference_data(self.draws, self.diverging)
 
     def __str__(self) -> str:
-        worst = max(float(value.max()) for value in self.rhat.values())
-        least = min(float(value.min()) for value in self.ess.values())
+        rhat = [value for site in self.rhat.values() for value in site.flatten().tolist() if not math.isnan(value)]
+        ess = [value for site in self.ess.values() for value in site.flatten().tolist()]
         chains, draws = next(iter(self.draws.values())).shape[:2]
         return (
-            f"{self.sampler}: {chains} chains of {draws} draws, R-hat at most {worst:.4f}, ESS at least {least:.0f}, "
-            f"{self.divergences} divergences"
+            f"{self.sampler}: {chains} chains of {draws} draws, R-hat at most {max(rhat, default=math.nan):.4f}, "
+            f"ESS at least {min(ess):.0f}, {self.divergences} divergences"
         )
 
 
@@ -219,7 +220,10 @@ def _run_chains(
     progress: bool,
 ) -> tuple[Any, Any]:
     """Run independent chains and return u (chains, draws, size) and which transitions diverged (chains, draws)."""
-    kernel = getattr(kernels, sampler.upper())(potential_fn=potential, **options)
+    how: dict[str, Any] = dict(options)
+    if sampler == "hmc":  # NumPyro's 2 pi takes a Gaussian once around, back to where it started
+        how.setdefault("trajectory_length", None if "num_steps" in how else math.pi / 2)
+    kernel = getattr(kernels, sampler.upper())(potential_fn=potential, **how)
     mcmc = kernels.MCMC(
         kernel,
         num_warmup=warmup,
@@ -287,5 +291,9 @@ def _diagnostics(draws: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Return R-hat, bulk and tail ESS by site."""
     arviz = _needed("arviz")
     inference = _inference_data(draws)
-    found = (arviz.rhat(inference), arviz.ess(inference), arviz.ess(inference, method="tail"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "invalid value encountered", RuntimeWarning
+        )  # R-hat of an element that is constant
+        found = (arviz.rhat(inference), arviz.ess(inference), arviz.ess(inference, method="tail"))
     return [{name: torch.tensor(part[name].values) for name in draws} for part in found]

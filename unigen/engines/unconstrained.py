@@ -17,7 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from unigen.engines.programs import base_of, family_of
 from unigen.engines.pure import swapped
@@ -58,7 +58,7 @@ class _Lift(Messenger):
         name, fn = msg["name"], msg["fn"]
         if not self.given:
             _check_latent(name, fn, msg["mask"])
-        transform = biject_to(fn.support)
+        transform = biject_to(_support(fn))
         shape = torch.Size(transform.inverse_shape(fn.shape()))
         if not self.given:  # the first run: the middle of every support
             free = torch.zeros(shape)
@@ -97,6 +97,11 @@ class _Lift(Messenger):
             )
         try:
             density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])
+        except ValueError as error:
+            raise PairError(
+                f"site '{name}' has no density at its value: {' '.join(str(error).split())}; check the data for NaN and for "
+                "values outside of the support"
+            ) from error
         except NotImplementedError as error:
             raise PairError(
                 f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({error or 'no log_prob'})"
@@ -104,12 +109,23 @@ class _Lift(Messenger):
         self.densities[name] = density.sum()
 
 
+def _support(fn: Any) -> Any:
+    """Return the support of a distribution; that of a mixture is the one that its components share."""
+    support = fn.support
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        shared = support.base_constraint
+        if not any(isinstance(bound, Tensor) for bound in vars(shared).values()):
+            return shared
+    return support
+
+
 def _check_latent(name: str, fn: Any, mask: Any) -> None:
     """Refuse a latent that no vector of real numbers stands for. A mask of False altogether is a flat density by intent."""
     try:
-        discrete = fn.support.is_discrete
+        support = _support(fn)
+        discrete = support.is_discrete
         if not discrete:
-            transform = biject_to(fn.support)
+            transform = biject_to(support)
             free = torch.zeros(torch.Size(transform.inverse_shape(fn.shape())))
             transform.log_abs_det_jacobian(free, transform(free))
     except NotImplementedError:
@@ -182,12 +198,16 @@ class Unconstrained:
         with torch.no_grad():
             try:
                 lift = self._run(None)
-            except (RuntimeError, TypeError, LookupError, AttributeError) as error:
-                reason = str(error).strip().split("\n")[0]
-                raise PairError(
-                    f"the model cannot run on these data in float64: {reason}; hold its tensors as parameters or buffers, or "
-                    "make them float64"
-                ) from error
+            except PairError:
+                raise
+            except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+                reason = " ".join(str(error).split())
+                remedy = (
+                    "hold its tensors as parameters or buffers, or make them float64"
+                    if "dtype" in reason or "scalar type" in reason
+                    else "check the data for NaN and for values outside of their sites' supports"
+                )
+                raise PairError(f"the model cannot run on these data in float64: {reason}; {remedy}") from error
         self.pieces = lift.pieces
         if not self.pieces:
             raise PairError("the model has no latent site: there is no posterior to sample")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 import numpy
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from unigen.engines import eager
-from unigen.engines.programs import Programs
-from unigen.pair import Pair
+from unigen.engines.programs import Programs, enumerate_sites
+from unigen.pair import Pair, PairError
 from unigen.phases import Phase
 
 __all__ = ["Estimate", "Midpoints", "expected", "hermite", "legendre", "outcomes", "prepare", "replay"]
@@ -180,8 +180,10 @@ class Estimate(NamedTuple):
 
 
 def prepare(pair: Pair, x: Any) -> None:
-    """Let the engine probe the pair's plates now, so that no replay contains the probe's own draws."""
+    """Let the engine probe the pair's plates and finite supports now, so that no replay contains the probes' own draws."""
     Programs(pair).layout(pair.bind(x))
+    with suppress(PairError):  # a support that is not finite
+        enumerate_sites(Programs(pair), pair.bind(x))
 
 
 def replay(phase: Phase, pair: Pair, x: Any) -> tuple[float, list[Tensor]]:

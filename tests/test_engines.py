@@ -34,8 +34,8 @@ def world(family: str, dtype: torch.dtype = torch.float64) -> tuple[Pair, Tensor
     return pair.to(dtype), x.to(dtype)
 
 
-def descents(pair: Pair) -> dict[str, torch.optim.Optimizer]:
-    return {group: torch.optim.SGD(pair.group(group), 1.0) for group in ("theta", "phi", "psi") if pair.group(group)}
+def descents(pair: Pair, rate: float = 1.0) -> dict[str, torch.optim.Optimizer]:
+    return {group: torch.optim.SGD(pair.group(group), rate) for group in ("theta", "phi", "psi") if pair.group(group)}
 
 
 def difference(one: Pair, other: Pair) -> float:
@@ -146,8 +146,9 @@ QUICK = (
 )
 def test_a_compiled_graph_takes_the_step_of_eager(routine: Routine, family: str, handed: None) -> None:
     pair, x = world(family)
-    value, tensors = both(compiled, routine, pair, x, descents, 1)
-    assert value < 1e-9 and tensors < 1e-9
+    rate = 1.0 if routine.batches == 1 else 1e-3  # repeated steps of rate 1 would amplify roundings
+    value, tensors = both(compiled, routine, pair, x, lambda p: descents(p, rate), 1)
+    assert value < 1e-9 and tensors < 1e-9 * rate
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "decaying", "RMSprop", "SGD", "momentum", "nesterov"])

@@ -9,8 +9,10 @@ slow ones another 80, so that one in some thousand runs of either fails by chanc
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -225,7 +227,7 @@ def supports():
 
 def test_constrained_supports():
     """Moments: U(-1, 3); correlations of LKJ(2) in three dimensions, (r + 1) / 2 ~ Beta(2.5, 2.5); b ~ U(0, a), a ~ U(0, 1)."""
-    posterior = sample(supports, warmup=500, draws=2000, seed=fresh())
+    posterior = sample(supports, sampler="hmc", warmup=500, draws=2000, seed=fresh())
     z = posterior.draws
     correlation = (z["factor"] @ z["factor"].mT)[..., [0, 0, 1], [1, 2, 2]]
     assert (shares_and_rates_errors(z) < 5).all()
@@ -361,16 +363,16 @@ def test_arviz_and_deterministic_sites():
 
 
 def test_chains_that_disagree_are_seen():
-    """Two modes twenty deviations apart, which no chain crosses: R-hat is far above 1.01, whatever the seed but 1 in 8."""
+    """Two modes forty deviations apart, which no chain crosses; 16 chains all start at one of them once in 33,000 runs."""
 
     def model():
         modes = dist.Normal(torch.tensor([-20.0, 20.0]), 1.0)
         pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), modes))
 
-    posterior = sample(model, sampler="hmc", warmup=100, draws=100, chains=8, seed=1)
+    posterior = sample(model, sampler="hmc", warmup=100, draws=100, chains=16, seed=fresh())
     signs = posterior.draws["z"].sign()
-    assert bool((signs == signs[:, :1]).all())
-    assert float(posterior.rhat["z"]) > 1.5 if len(set(signs[:, 0].tolist())) == 2 else True
+    assert bool((signs == signs[:, :1]).all()) and len(set(signs[:, 0].tolist())) == 2
+    assert float(posterior.rhat["z"]) > 1.05
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -493,7 +495,17 @@ def test_a_flat_density_by_intent_is_none_of_them():
     assert log_density(numpy.array([[w, numpy.log(v)]]))[0] == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_example_of_the_readme(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    (programs,), (example,) = ([block for block in blocks if word in block] for word in ("fit(", "reference.sample("))
+    names: dict = {}
+    for block in (programs.replace("steps=500", "steps=1"), example):
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102 - our own file
+    assert names["posterior"].draws["z"].shape == (4, 1000, 20, 1) and "nuts: 4 chains" in capsys.readouterr().out
+
+
 def test_without_arviz(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with pytest.raises(ImportError, match=r"reference posteriors need arviz.*pip install 'unigen\[reference\]'"):
+    with pytest.raises(ImportError, match=r"reference posteriors need arviz.*with its extra"):
         sample(ordinary, X)

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,12 +148,13 @@ def sample(
                 "and for values outside of their sites' supports"
             )
 
+        @jax.jit  # NumPyro starts chains outside of jit, where each operation of the density would be compiled by itself
         def potential(u: Any) -> Any:
             return -log_density(u)
 
         run = _run_ensemble if sampler in ENSEMBLES else _run_chains
         u, diverging = run(kernels, sampler, potential, options, start, chains, warmup, draws, second, progress)
-        flat = jax.lax.map(values, u.reshape(-1, latents.size), batch_size=256)
+        flat = jax.jit(partial(jax.lax.map, values, batch_size=256))(u.reshape(-1, latents.size))
         drawn = torch.tensor(jax.device_get(flat)).reshape(chains, draws, -1)
     by_site = {name: value.contiguous() for name, value in latents.split(drawn).items()}
     divergent = None if diverging is None else torch.tensor(jax.device_get(diverging))
@@ -169,7 +171,7 @@ def _needed(module: str, package: str = "") -> Any:
     except ImportError as error:
         package = package or module
         raise ImportError(
-            f"reference posteriors need {package}, which cannot be imported ({error}): pip install 'unigen[reference]'"
+            f"reference posteriors need {package}, which cannot be imported ({error}): install unigen with its extra, .[reference]"
         ) from error
 
 

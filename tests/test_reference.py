@@ -21,12 +21,15 @@ import pyro.distributions as dist
 import pyro.distributions.constraints as constraints
 import pytest
 import torch
+from families import FAMILIES
 from gaussians import Line
 from posteriors import POSTERIORS, ROOT, Problem, recursion
+from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from unigen import reference
 from unigen.engines import unconstrained
+from unigen.engines.programs import Programs
 from unigen.engines.unconstrained import Unconstrained, in_double
 from unigen.pair import Pair, PairError
 from unigen.pairs.likelihoods import Implicit
@@ -159,6 +162,54 @@ def test_scales_and_masks_count_as_pyro_counts_them():
     w = torch.tensor(0.3, dtype=DOUBLE)
     expected = dist.Normal(0.0, 1.0).log_prob(w) + 2.5 * dist.Normal(w, 0.5).log_prob(x)[kept].sum()
     assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_density_of_a_pair_is_that_of_the_eager_engine(training):
+    """With batch norm, by its running statistics whatever the mode, which stay as they are."""
+    import jax
+
+    from unigen.engines.lowering import lower, precision
+
+    pair, x = FAMILIES["latent"]()
+    pair.double().train(training)
+    with torch.no_grad():
+        pair.model(x.double())  # moves the statistics of a pair in training mode
+    before = [buffer.clone() for buffer in pair.buffers()]
+    with in_double(pair), precision():
+        latents = Unconstrained(pair, x)
+        u = torch.randn(latents.size)
+        value, slope = jax.value_and_grad(lower(latents.log_density, u))(u.numpy())
+    assert pair.training == training and all(map(torch.equal, before, pair.buffers()))
+    z = u.reshape(len(x), -1).requires_grad_()
+    pair.eval()
+    sites = Programs(pair).run("model", {"x": x.double()}, values={"z": z}, grad=True)
+    expected = torch.stack([site.fn.log_prob(site.value).sum() for site in sites.values()]).sum()
+    (gradient,) = torch.autograd.grad(expected, z)
+    assert float(value) == pytest.approx(expected.item(), abs=1e-10)
+    assert numpy.abs(numpy.asarray(slope) - gradient.reshape(-1).numpy()).max() < 1e-10
+
+
+def test_priors_that_modules_hold():
+    """A layer whose weight is a ``PyroSample``, made and checked outside of the run."""
+    layer = PyroModule[torch.nn.Linear](2, 1, bias=False)
+    layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+
+    class Regression(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, y):
+            mean = self.layer(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = torch.randn(5, 2, dtype=DOUBLE), torch.randn(5, dtype=DOUBLE)
+    log_density, size = density(Regression(), (x, y))
+    u = torch.randn(size, dtype=DOUBLE)
+    expected = dist.Normal(0.0, 1.0).log_prob(u).sum() + dist.Normal(x @ u, 0.5).log_prob(y).sum()
+    assert log_density(u.reshape(1, -1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
 
 
 # -- posteriors of closed form -----------------------------------------------------------------------------------------

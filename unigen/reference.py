@@ -38,7 +38,7 @@ class Posterior:
     """Draws from p(z | x), and what they are worth.
 
     ``draws``: by site, latent and deterministic, float64 (chains, draws, *shape). ``rhat``, ``ess``, ``ess_tail``: by site,
-    (*shape): rank-normalized split R-hat (NaN for an element that is constant), bulk and tail effective sample size.
+    (*shape): rank-normalized split R-hat (NaN for one chain, or a constant), bulk and tail effective sample size.
     ``diverging``: (chains, draws), which transitions of nuts or hmc left the energy's level; None for an ensemble.
     """
 

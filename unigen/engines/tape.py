@@ -395,6 +395,8 @@ def _written(func: Any, args: Any, named: Any) -> list[Tensor]:
     """Return the tensors that an operation writes to."""
     entry = find(str(func))
     if entry is not None and entry.writes:
+        if "batch_norm" in str(func) and not args[5]:  # in evaluation mode its running statistics stay
+            return []
         return [args[index] for index in entry.writes if index < len(args) and args[index] is not None]
     found: list[Tensor] = []
     for index, argument in enumerate(func._schema.arguments):

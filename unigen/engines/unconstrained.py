@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 
 from unigen.engines.programs import base_of, family_of
 from unigen.engines.pure import swapped
@@ -96,7 +96,10 @@ class _Lift(Messenger):
                 "latents; sample a model of normalized sites"
             )
         try:
-            density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])
+            with _trusted(fn) if self.given else nullcontext():
+                density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])
+        except PairError:
+            raise
         except ValueError as error:
             raise PairError(
                 f"site '{name}' has no density at its value: {' '.join(str(error).split())}; check the data for NaN and for "
@@ -107,6 +110,22 @@ class _Lift(Messenger):
                 f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({error or 'no log_prob'})"
             ) from None
         self.densities[name] = density.sum()
+
+
+@contextmanager
+def _trusted(fn: Any) -> Iterator[None]:
+    """Leave out the checks of a distribution that was made outside of the run: they read values."""
+    parts = [fn]
+    for part in parts:
+        parts += [value for value in vars(part).values() if isinstance(value, Distribution)]
+    before = [(part, part._validate_args) for part in parts]
+    for part in parts:
+        part._validate_args = False
+    try:
+        yield
+    finally:
+        for part, checks in before:
+            part._validate_args = checks
 
 
 def _support(fn: Any) -> Any:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from unigen.checkpoints import Checkpoints
-from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
 from unigen.training import Callback, History, Interrupted, State, TrainingError, Wanted, course
@@ -44,12 +43,11 @@ class _Course:
     """A course under its own random stream."""
 
     def __init__(self, lane: Lane, routine: Routine | Iterable[Phase], settings: dict[str, Any]) -> None:
-        self.optimizers = lane.optimizers if lane.optimizers is not None else optimizers_for(routine, lane.pair)
         self.running: Generator[Wanted, tuple[Tensor, float], tuple[State, History]] = course(
             lane.loader,
             routine,
             lane.pair,
-            self.optimizers,
+            lane.optimizers,
             callbacks=lane.callbacks,
             checkpoints=lane.checkpoints,
             progress=lane.progress,

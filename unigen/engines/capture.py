@@ -85,7 +85,7 @@ def capture_phase(
     def run() -> Sequence[Tensor | None]:
         gradients: Sequence[Tensor | None] = [None] * len(moved)
         if phase.solve:
-            value = eager._solve(phase, pair, dict(data))
+            value = eager.solve(phase, pair, dict(data))
         else:
             value, surrogate = eager.objective(phase, pair, dict(data))
             if not surrogate.requires_grad:

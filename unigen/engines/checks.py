@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from unigen.engines.programs import Programs, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase, Routine
 
-__all__ = ["check", "check_once"]
+__all__ = ["check", "check_once", "check_optimizers"]
 
 
 def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
@@ -244,6 +244,14 @@ _REMEDY = {
     "phi": "give the pair a guide with networks, or use a routine for explicit models (maximum_likelihood)",
     "psi": "pass psi={name: network} to the pair",
 }
+
+
+def check_optimizers(routine: Iterable[Phase], pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Refuse a routine that moves a group for which there is no optimizer."""
+    for phase in routine:
+        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
+        if missing and not phase.solve:
+            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
 
 
 def check_once(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen.engines.checks import check_once
+from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.eager import finite_parameters
+from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, gradient
 from unigen.engines.rules import Moments, moments_of, update
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair
 from unigen.phases import Phase, Routine
 
-__all__ = ["CHUNK", "advance", "step"]
+__all__ = ["CHUNK", "advance"]
 
 CHUNK = 20  # the steps of a call, between which nobody looks
 
@@ -139,13 +140,6 @@ def _compile(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[.
         return torch._inductor.compile(graph, arguments)  # type: ignore
 
 
-def _signature(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(
-        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
-        for name, value in data.items()
-    )
-
-
 def advance(
     routine: Routine | Iterable[Phase],
     pair: Pair,
@@ -159,16 +153,13 @@ def advance(
     """
     phases = tuple(routine)
     check_once(phases, pair, batches[0][0])
-    for phase in phases:
-        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
-        if missing and not phase.solve:
-            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+    check_optimizers(phases, pair, optimizers)
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
     compiled = {}
     for data in (each for batch in bound for each in batch):
         for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
-            key = (phase, tuple(part.rule for part in own.moments), _signature(data))
+            key = (phase, tuple(part.rule for part in own.moments), shapes_of(data))
             if key not in pair.compiled:
                 pair.compiled[key] = _Phase(phase, pair, own, data)
             compiled[number, id(data)] = pair.compiled[key]
@@ -184,10 +175,3 @@ def advance(
                 value = compiled[number, id(data)](own, data) + 0 * value  # not finite once, not finite
             values.append(value)
     return torch.stack(values).view(len(bound), len(phases))
-
-
-def step(
-    routine: Routine | Iterable[Phase], pair: Pair, optimizers: Optimizers, x: Any, more: Sequence[Any] = ()
-) -> list[Tensor]:
-    """Run the phases of a routine once and return one value a phase; see ``eager.step``."""
-    return list(advance(routine, pair, optimizers, [[x, *more]])[0])

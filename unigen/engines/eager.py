@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen.engines.checks import check_once
+from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.draw import Draw
 from unigen.engines.programs import Programs, enumerate_sites
 from unigen.objectives import iwae, log_weight
@@ -34,7 +34,7 @@ from unigen.phases import (
     name_of,
 )
 
-__all__ = ["CHUNK", "advance", "draw", "finite_parameters", "objective", "step"]
+__all__ = ["CHUNK", "advance", "draw", "finite_parameters", "objective", "solve", "step"]
 
 CHUNK = 1  # the steps of a call of ``advance`` by ``fit``
 
@@ -201,7 +201,7 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
     kept = pair.group_buffers(*(group for group in ("theta", "phi", "psi") if group not in phase.move))
     before = [b.clone() for b in kept]
     if phase.solve:
-        value = _solve(phase, pair, x)
+        value = solve(phase, pair, x)
     else:
         for parameter in moved:
             parameter.grad = None
@@ -231,7 +231,7 @@ def finite_parameters(value: Tensor, parameters: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _solve(phase: Phase, pair: Pair, x: Any) -> Tensor:
+def solve(phase: Phase, pair: Pair, x: Any) -> Tensor:
     """Set theta to the maximizer of E_under[log p] in closed form, and return the value before the step."""
     sample = draw(phase.under, Programs(pair, phase.move), pair.bind(x))
     value = (sample.weights * phase.maximize(sample)).sum(sample.weights_dim).mean()
@@ -254,10 +254,7 @@ def step(
     Before its first step a routine is checked against the pair (``unigen.engines.checks``).
     """
     check_once(routine, pair, x)
-    for phase in routine:
-        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
-        if missing and not phase.solve:
-            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+    check_optimizers(routine, pair, optimizers)
     values: list[Tensor] = []
     for number, phase in enumerate(routine, 1):
         try:

@@ -170,14 +170,18 @@ def _devices(data: Mapping[str, Any]) -> list[torch.device]:
 
 def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
     """Return every joint value of the guide's sites, by name, (M, ..., event), and M: once for each shape of the data."""
-    known, like = programs.pair.supports, tuple((name, *_likeness(value)) for name, value in data.items())
+    known, like = programs.pair.supports, shapes_of(data)
     if like not in known:
         known[like] = _enumerate_sites(programs, data)
     return known[like]
 
 
-def _likeness(value: Any) -> tuple[Any, ...]:
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (id(value),)
+def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a captured program depends on: shape, dtype and device of each tensor, the value of everything else."""
+    return tuple(
+        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
+        for name, value in data.items()
+    )
 
 
 def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:

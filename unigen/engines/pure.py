@@ -20,7 +20,6 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unigen.engines import eager
-from unigen.engines.programs import Programs
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
 
@@ -96,11 +95,7 @@ def gradient(
         stack.callback(setattr, pair, "chains", kept)
         if phase.solve:
             stack.enter_context(swapped(pair, {**parameters, **buffers}))
-            with torch.no_grad():
-                sample = eager.draw(phase.under, Programs(pair, phase.move), data)
-                value = (sample.weights * phase.maximize(sample)).sum(sample.weights_dim).mean()
-                pair.model.solve(sample)  # type: ignore[attr-defined]
-            return value, []
+            return eager.solve(phase, pair, data), []
         stack.enter_context(swapped(pair, {**leaves, **buffers}))
         value, surrogate = eager.objective(phase, pair, data)
         if not surrogate.requires_grad:

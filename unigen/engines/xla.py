@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb, buffers, capture_phase
-from unigen.engines.checks import check_once
+from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.loop import Plan, Update, compiled
 from unigen.engines.lowering import precision
 from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
 from unigen.engines.moves import parts as parts_of
+from unigen.engines.programs import shapes_of
 from unigen.engines.tape import ELSEWHERE
 from unigen.engines.updates import rule_of
-from unigen.pair import Pair, PairError, Unsupported
+from unigen.pair import Pair, Unsupported
 from unigen.phases import Phase, Routine
 
 __all__ = ["CHUNK", "advance", "advance_many"]
@@ -38,14 +39,6 @@ MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds
 
 
 # -- one step: which climbs, on which batches --------------------------------------------------------------------------
-
-
-def _shape_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what a tape depends on: the shapes of tensors, the values of everything else."""
-    return tuple(
-        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
-        for name, value in data.items()
-    )
 
 
 class _Step(NamedTuple):
@@ -62,7 +55,7 @@ class _Step(NamedTuple):
 
 def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, Any]], mode: Any) -> _Step:
     """Return the climbs of one step, captured or remembered."""
-    shapes, before = tuple(map(_shape_of, batches)), _shape_of(pair.chains)
+    shapes, before = tuple(map(shapes_of, batches)), shapes_of(pair.chains)
     steps, known = pair.compiled.setdefault("xla steps", {}), pair.compiled.setdefault("xla", {})
     if (phases, shapes, before, mode) in steps:
         step: _Step = steps[phases, shapes, before, mode]
@@ -73,7 +66,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, 
     for number, phase in enumerate(phases):
         for repetition in range(phase.steps):
             place = 1 + (repetition - 1) % more if repetition and more else 0
-            key = (phase, shapes[place], _shape_of(chains), mode)
+            key = (phase, shapes[place], shapes_of(chains), mode)
             if key not in known or known[key][0].stale:
                 known[key] = capture_phase(phase, pair, batches[place], chains)
             climb, ends = known[key]
@@ -82,7 +75,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, 
             numbers.append(number)
             places.append(place)
     taken = tuple(shapes[place] for place in places)
-    step = _Step(climbs, numbers, places, taken, before == _shape_of(chains))
+    step = _Step(climbs, numbers, places, taken, before == shapes_of(chains))
     steps[phases, shapes, before, mode] = step
     return step
 
@@ -247,10 +240,7 @@ def _refuse(phases: tuple[Phase, ...], run: _Run) -> None:
     """Raise before the first step for what no step could do."""
     if run.batches:
         check_once(phases, run.pair, run.batches[0][0])
-    for phase in phases:
-        missing = [group for group in phase.move if group not in run.optimizers and run.pair.group(group)]
-        if missing and not phase.solve:
-            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+    check_optimizers(phases, run.pair, run.optimizers)
     for optimizer in run.optimizers.values():
         rule_of(optimizer)
 

@@ -251,7 +251,7 @@ def _jeffreys_conjugate(t: Tensor) -> Tensor:
     return u * t - (u - 1) * u.log()
 
 
-# (g_f, f*) of Nowozin et al. 2016, Table 2, composed without simplification
+# (g_f, f*) of Nowozin et al. 2016, composed without simplification
 F_DIVERGENCES: dict[str, tuple[Pointwise, Pointwise]] = {
     "kullback_leibler": (lambda v: v, lambda t: (t - 1).exp()),
     "reverse_kullback_leibler": (lambda v: -(-v).exp(), lambda t: -1 - (-t).log()),

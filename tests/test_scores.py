@@ -328,7 +328,7 @@ def test_fid_misorders_two_models():
 
 @pytest.mark.slow
 def test_fid_misorders_two_models_as_published():
-    # Binkowski et al. (2018), appendix D.2: 2048 dimensions, 50,000 samples against the data's own moments, for a matrix C of
+    # Binkowski et al. (2018): 2048 dimensions, 50,000 samples against the data's own moments, for a matrix C of
     # theirs; their deviations over draws are 0.2 and 0.5, and the second truth differs a little with C.
     data, laws, truths = models(2048)
     assert truths[0] == pytest.approx(1123.0, abs=0.05) and truths[1] == pytest.approx(1114.8, abs=2)

@@ -88,7 +88,7 @@ def elbo(draw: Any) -> Tensor:
 
 
 def iwae(draw: Any) -> Tensor:
-    """log (1/K) sum_k w_k, the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016, Eq. 8); (N,).
+    """log (1/K) sum_k w_k, the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016); (N,).
 
     Theory: iwae, iwae-gap [burda2016].
     """
@@ -112,7 +112,7 @@ def log_evidence(draw: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class BetaElbo:
-    """log p(x|z) + beta (log p(z) - log q(z|x)) (Higgins et al. 2017, Eq. 4); ``beta=1`` is the elbo.
+    """log p(x|z) + beta (log p(z) - log q(z|x)) (Higgins et al. 2017); ``beta=1`` is the elbo.
 
     Theory: beta-vae [higgins2017].
     """
@@ -161,7 +161,7 @@ def critic(draw: Any, **given: Tensor) -> Tensor:
 
 
 def critic_gap(draw: Any) -> Tensor:
-    """2 (2y - 1) f(x), whose mean is E_data f - E_model f (Arjovsky, Chintala & Bottou 2017, Eq. 2).
+    """2 (2y - 1) f(x), whose mean is E_data f - E_model f (Arjovsky, Chintala & Bottou 2017).
 
     Theory: wgan, wgan-value [arjovsky2017wasserstein].
     """
@@ -170,7 +170,7 @@ def critic_gap(draw: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class GradientPenalized:
-    """critic_gap - weight (|df/dx| - 1)^2 on lines between data and samples (Gulrajani et al. 2017, Eq. 3).
+    """critic_gap - weight (|df/dx| - 1)^2 on lines between data and samples (Gulrajani et al. 2017).
 
     Theory: wgan-gp [gulrajani2017].
     """
@@ -190,7 +190,7 @@ class GradientPenalized:
 
 @dataclass(frozen=True)
 class FGan:
-    """2 y T(x) - 2 (1 - y) f*(T(x)), T = g_f(critic): the variational bound on D_f (Nowozin et al. 2016, Eq. 6).
+    """2 y T(x) - 2 (1 - y) f*(T(x)), T = g_f(critic): the variational bound on D_f (Nowozin et al. 2016).
 
     Theory: f-gan, f-gan-is-tight [nowozin2016].
     """
@@ -245,7 +245,7 @@ class Network:
 
 
 def baseline_fit(draw: Any) -> Tensor:
-    """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014, Eq. 8).
+    """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014).
 
     Theory: nvil [mnih2014].
     """

@@ -7,7 +7,7 @@ correlation is negative. No product q(truck) q(quake) has one, so every factoria
 * fitted by KL(q || p), as in the bound, q believes in one cause and forgets the other;
 * a guide that infers the quake from x and the truck pays nothing.
 
-(Pearl 1988; Hinton, Osindero and Teh 2006, figure 2.)
+(Pearl 1988; Hinton, Osindero and Teh 2006.)
 """
 
 from __future__ import annotations

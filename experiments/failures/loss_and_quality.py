@@ -9,7 +9,7 @@ good it is, and each method's own loss is written down:
 Spearman's rank correlation of loss and W1 over a run, for every seed, is the figure. The run is the approach: the supports are
 apart for most of it, where Jensen-Shannon is log 2 whatever the distance. Close to the data the differences in W1 are small, and
 a clipped critic of this size no longer ranks them either: nothing is claimed there.
-(Arjovsky, Chintala and Bottou 2017, figures 3 and 4.)
+(Arjovsky, Chintala and Bottou 2017.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parallel lines: two distributions on lines a distance theta apart, and three divergences that cannot see theta.
 
 P is uniform on {0} x [0, 1], Q on {theta} x [0, 1]. For theta != 0: KL(P || Q) = KL(Q || P) = inf, JS = log 2, W1 = |theta|;
-only W1 has a slope that says where to go. (Arjovsky, Chintala and Bottou 2017, example 1.)
+only W1 has a slope that says where to go. (Arjovsky, Chintala and Bottou 2017.)
 """
 
 from __future__ import annotations

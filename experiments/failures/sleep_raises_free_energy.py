@@ -3,7 +3,7 @@
 Wake descends the free energy F = E_data E_q[log q(z|x) - log p(x, z)] along theta; sleep descends E_p(x, z)[-log q(z|x)] along phi.
 Sleep's direction is KL(p || q) under the model's own dreams, F's is KL(q || p) under the data: where the guide cannot be
 exact the two want different guides, and sleep undoes what F had won. The pair is that of ``explaining_away``; both quantities are
-computed exactly, by enumeration, before and after every phase. (Hinton, Dayan, Frey and Neal 1995, section 4.)
+computed exactly, by enumeration, before and after every phase. (Hinton, Dayan, Frey and Neal 1995.)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The data are N(0, 1), the generator x = t + z makes N(t, 1), a distance t away. 
 * the best 1-Lipschitz critic: E_g f* has slope 1 at every distance. (One trained with the gradient penalty lambda (s - 1)^2 instead
   of the bound weighs it against the gap s t, and has slope s = 1 + t / (2 lambda).)
 
-(Goodfellow et al. 2014, section 3; Arjovsky and Bottou 2017, theorem 2.4; Arjovsky, Chintala and Bottou 2017, figure 2.)
+(Goodfellow et al. 2014; Arjovsky and Bottou 2017; Arjovsky, Chintala and Bottou 2017.)
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def set_odds(pair: Any, odds: Tensor) -> None:
 
 @identity(
     "D* = p_data / (p_data + p_g): the discriminator's gradient vanishes there, and nowhere above",
-    GOODFELLOW + ", proposition 1",
+    GOODFELLOW,
     ("unigen.routines.gan", "unigen.objectives.log_q"),
     ("F5",),
     "D* = p_data",
@@ -70,7 +70,7 @@ def optimal_discriminator(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "C(G) = -log 4 + 2 JS(p_data, p_g), and -log 4 where p_g = p_data",
-    GOODFELLOW + ", theorem 1",
+    GOODFELLOW,
     ("unigen.routines.gan", "unigen.divergences.jensen_shannon_divergence", "unigen.divergences.gan"),
     ("F2", "F6"),
     "-log 4 + JS",

@@ -215,7 +215,7 @@ def jensen_shannon(generator: Generator, wrong: bool) -> Sides:
 
 @identity(
     "JS(p, q) = I(x; y) for a fair label y and x ~ p where y = 1, x ~ q where y = 0",
-    "Lin 1991; Goodfellow et al. 2014, theorem 1",
+    "Lin 1991; Goodfellow et al. 2014",
     ("unigen.divergences.jensen_shannon_divergence",),
     ("A7", "F2"),
     "the label drawn from p(y=1) = 1/3",

@@ -28,7 +28,7 @@ def f_divergence_bound(name: str, on_p: Tensor, on_q: Tensor) -> Tensor:
     """Compute mean T(x) - mean f*(T(y)) <= D_f(P || Q), in expectation, for samples x of P and y of Q.
 
     name: of `f_divergences`. on_p: T at samples of P, (n,). on_q: T at samples of Q, (m,); above the domain of f* the bound
-    is -inf. Returns a scalar, tight at T = f'(p/q). Source: Nguyen, Wainwright and Jordan (2010); Nowozin et al. (2016), Eq. 4.
+    is -inf. Returns a scalar, tight at T = f'(p/q). Source: Nguyen, Wainwright and Jordan (2010); Nowozin et al. (2016).
 
     Theory: f-divergence-is-bounded [nguyen2010, nowozin2016].
     """
@@ -40,7 +40,7 @@ def donsker_varadhan_bound(on_p: Tensor, on_q: Tensor) -> Tensor:
     """Compute mean T(x) - log mean exp T(y), whose limit in large samples is <= KL(P || Q); tight at T = log p/q + constant.
 
     on_p, on_q: as for `f_divergence_bound`. With P the joint and Q the product of the margins this is MINE's bound on mutual
-    information. Source: Donsker and Varadhan (1983); Belghazi et al. (2018), MINE, theorem 1.
+    information. Source: Donsker and Varadhan (1983); Belghazi et al. (2018), MINE.
 
     Theory: bounds-on-information, augmented-min-max [donsker1975].
     """
@@ -52,7 +52,7 @@ def info_nce_bound(scores: Tensor) -> Tensor:
     """Compute log K + mean_i [s_ii - logsumexp_j s_ij] <= I(X; Y), in expectation, and <= log K always.
 
     scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x) + c(x).
-    Returns a scalar. Source: van den Oord, Li and Vinyals (2018), Eq. 4; Poole et al. (2019), Eq. 10.
+    Returns a scalar. Source: van den Oord, Li and Vinyals (2018); Poole et al. (2019).
 
     Theory: bounds-on-information [vandenoord2018].
     """

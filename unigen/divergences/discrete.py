@@ -80,7 +80,7 @@ def entropy(p: Tensor, base: float = math.e) -> Tensor:
     """Compute the Shannon entropy H(p) = -sum p log p of probabilities (..., C); returns shape (...).
 
     base: of the logarithm, above 1; nats by default. ValueError for entries or sums that are no probabilities.
-    Source: Shannon (1948), A mathematical theory of communication, section 6.
+    Source: Shannon (1948), A mathematical theory of communication.
 
     >>> entropy(torch.tensor([0.5, 0.25, 0.25]), base=2)
     tensor(1.5000)
@@ -95,7 +95,7 @@ def cross_entropy(p: Tensor, q: Tensor, base: float = math.e) -> Tensor:
     """Compute H(p, q) = -sum p log q, the mean length of a code made for q; inf where p is positive and q is zero.
 
     p, q: probabilities, shape (..., C). Returns shape (...), in nats or the unit of `base`. ValueError for shapes or sums
-    that do not fit. Source: Cover and Thomas (2006), theorem 5.4.3.
+    that do not fit. Source: Cover and Thomas (2006).
 
     Theory: cross-entropy-excess [cover2006].
     """
@@ -109,7 +109,7 @@ def kullback_leibler_divergence(p: Tensor, q: Tensor, base: float = math.e) -> T
     """Compute KL(p || q) = sum p (log p - log q); inf where p is positive and q is zero.
 
     p, q: probabilities, shape (..., C). Returns shape (...), in nats or the unit of `base`. ValueError for shapes or sums
-    that do not fit. Source: Kullback and Leibler (1951); Cover and Thomas (2006), Eq. 2.26.
+    that do not fit. Source: Kullback and Leibler (1951); Cover and Thomas (2006).
 
     Theory: cross-entropy-excess, kl-support-mismatch [kullback1951].
     """
@@ -121,7 +121,7 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor, base: float = math.e) -> Ten
     """Compute JS(p, q) = KL(p || m)/2 + KL(q || m)/2 with m = (p + q)/2, in [0, log 2], or [0, 1] in bits.
 
     p, q: probabilities, shape (..., C). Returns shape (...). Half of the f-divergence named `jensen_shannon`.
-    Source: Lin (1991), Divergence measures based on the Shannon entropy, Eq. 3.6 and theorem 4.
+    Source: Lin (1991), Divergence measures based on the Shannon entropy.
 
     Theory: jensen-shannon, jensen-shannon-of-label [lin1991].
     """
@@ -133,7 +133,7 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor, base: float = math.e) -> Ten
 def conditional_entropy(joint: Tensor, base: float = math.e) -> Tensor:
     """Compute H(X|Y) = H(X, Y) - H(Y) = -sum p(x, y) log p(x|y) of joint tables (..., X, Y); returns shape (...).
 
-    Source: Cover and Thomas (2006), Eq. 2.10; at most H(X), with equality for independent X and Y.
+    Source: Cover and Thomas (2006); at most H(X), with equality for independent X and Y.
 
     Theory: conditional-entropy [cover2006].
     """
@@ -144,7 +144,7 @@ def conditional_entropy(joint: Tensor, base: float = math.e) -> Tensor:
 def mutual_information(joint: Tensor, base: float = math.e) -> Tensor:
     """Compute I(X; Y) = sum p(x, y) log[p(x, y) / (p(x) p(y))] of joint tables (..., X, Y); returns shape (...).
 
-    Source: Cover and Thomas (2006), Eq. 2.28; zero for independent X and Y, at most the smaller of H(X) and H(Y).
+    Source: Cover and Thomas (2006); zero for independent X and Y, at most the smaller of H(X) and H(Y).
 
     >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]]), base=2)
     tensor(1.)

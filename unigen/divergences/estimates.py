@@ -158,7 +158,7 @@ def entropy_of(p: Any, samples: int | None = None, base: float = math.e, seed: i
     """Compute H(p) = -E_p[log p], differential for densities (then perhaps negative).
 
     p: a torch or Pyro distribution. samples: how many to draw where there is no closed form; without them ValueError.
-    base: unit of the result, nats by default. seed: of the samples. Source: Cover and Thomas (2006), Eq. 2.1 and 8.1.
+    base: unit of the result, nats by default. seed: of the samples. Source: Cover and Thomas (2006).
 
     >>> entropy_of(torch.distributions.Normal(0.0, 1.0), base=2).value
     tensor(2.0471)
@@ -213,7 +213,7 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
     """Compute JS(p, q) = KL(p || m)/2 + KL(q || m)/2, m = (p + q)/2: exactly on a finite support, else from samples.
 
     Arguments as for `kullback_leibler_between`; half of the samples' work is done under each distribution.
-    Source: Lin (1991), Eq. 3.6.
+    Source: Lin (1991).
 
     Theory: jensen-shannon, monte-carlo [lin1991].
     """
@@ -237,7 +237,7 @@ def f_divergence_between(name: str, p: Any, q: Any, samples: int | None = None, 
 
     p, q: as for `kullback_leibler_between`, but the samples come from q, and a second set from p where it leaves the support
     of q. The estimate is of large, perhaps infinite, variance where q has lighter tails than p. In nats.
-    Source: Ali and Silvey (1966); Csiszar (1967); Nowozin, Cseke and Tomioka (2016), Eq. 1.
+    Source: Ali and Silvey (1966); Csiszar (1967); Nowozin, Cseke and Tomioka (2016).
 
     Theory: f-divergence-is-tight, monte-carlo [nowozin2016].
     """

@@ -125,7 +125,7 @@ def mmd_squared(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
     """Estimate MMD^2(P, Q) without bias: mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean k(x_i, y_j).
 
     x: shape (n, D). y: shape (m, D), each with two rows or more. Returns a differentiable scalar, perhaps negative.
-    Source: Gretton et al. (2012), A kernel two-sample test, JMLR 13, equation 3.
+    Source: Gretton et al. (2012), A kernel two-sample test, JMLR 13.
 
     Theory: mmd-is-unbiased [gretton2012].
     """
@@ -142,7 +142,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
     x: shape (n, D). y: shape (m, D), each with two rows or more. Returns a differentiable scalar in the units of the rows, perhaps
     negative; zero in the mean only where the distributions agree. ValueError for other shapes.
-    Source: Szekely and Rizzo (2013), Energy statistics, Journal of Statistical Planning and Inference 143(8), Eq. 2.
+    Source: Szekely and Rizzo (2013), Energy statistics, Journal of Statistical Planning and Inference 143(8).
 
     Theory: energy-distance [sejdinovic2013].
     """
@@ -153,7 +153,7 @@ def permutation_test(x: Tensor, y: Tensor, kernel: Kernel, permutations: int, ge
     """Test P = Q by permuting the pooled rows: p = (1 + #{MMD^2 permuted >= MMD^2 observed}) / (1 + permutations).
 
     x: shape (n, D). y: shape (m, D). permutations: how many, from 1. generator: the CPU stream they are drawn from.
-    Returns the p-value, valid at every level for every n and m. Source: Gretton et al. (2012), JMLR 13, section 8.
+    Returns the p-value, valid at every level for every n and m. Source: Gretton et al. (2012), JMLR 13.
 
     Theory: mmd-is-unbiased [gretton2012].
     """

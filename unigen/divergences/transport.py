@@ -1,6 +1,6 @@
 """Optimal transport: W_r(P, Q)^r = min over couplings of E|x - y|^r, on the line, exactly, in its dual, and for normals.
 
-    W_1(P, Q) = max over 1-Lipschitz f of E_P f - E_Q f     (Kantorovich and Rubinstein; Villani 2009, Eq. 5.11)
+    W_1(P, Q) = max over 1-Lipschitz f of E_P f - E_Q f     (Kantorovich and Rubinstein; Villani 2009)
 
 Distances are in the units of the rows. Values are differentiable in the samples, the coupling held fixed, which is the gradient
 wherever the best coupling is unique. Couplings in more than one dimension are found by POT's network simplex, an
@@ -58,7 +58,7 @@ def wasserstein_1_critic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the best 1-Lipschitz critic f at two samples on the line: mean f(x) - mean f(y) = W1.
 
     x: shape (n,). y: shape (m,). Returns f(x) (n,) and f(y) (m,), with f = 0 at the least point; its slope is the sign of
-    F_y - F_x. Source: Villani (2009), Optimal transport, theorem 5.10 and remark 6.5.
+    F_y - F_x. Source: Villani (2009), Optimal transport.
 
     >>> wasserstein_1_critic(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0]))
     (tensor([3., 4.]), tensor([0., 1.]))
@@ -130,7 +130,7 @@ def wasserstein(x: Tensor, y: Tensor, order: float = 1.0) -> Tensor:
 
     x: shape (n, D). y: shape (m, D). order: r >= 1. Returns a differentiable scalar in the units of the rows. On the line, with
     equal sizes or r = 1, by sorting; else by POT (about n^3 operations). ValueError for other shapes or orders;
-    ImportError where POT is needed and missing. Source: Villani (2009), definition 6.1.
+    ImportError where POT is needed and missing. Source: Villani (2009).
 
     Theory: wasserstein [peyre2019].
     """

@@ -149,7 +149,7 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
         return (signal.sum(0) - signal) / others
     if phase.maximize is not iwae:
         raise PairError(f"{variate} is defined for iwae or a value a particle, not for {name_of(phase.maximize)}")
-    # VIMCO (Mnih & Rezende 2016, Eq. 9-10): w_k becomes the geometric mean of the others
+    # VIMCO (Mnih & Rezende 2016): w_k becomes the geometric mean of the others
     log_w = log_weight(sample).detach()
     geometric = (log_w.sum(0) - log_w) / others
     swapped = log_w.unsqueeze(0).expand(sample.particles, *log_w.shape).clone()
@@ -161,7 +161,7 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
 def _doubly_reparameterized(
     phase: Phase, expectation: Expectation, programs: Programs, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """sum_k w_k^2 d log w_k / dz dz/dphi, and the usual sum_k w_k d log p / dtheta (Tucker et al. 2019, Eq. 6)."""
+    """sum_k w_k^2 d log w_k / dz dz/dphi, and the usual sum_k w_k d log p / dtheta (Tucker et al. 2019)."""
     if phase.maximize is not iwae or not isinstance(expectation, Wake) or expectation.particles is None:
         raise PairError("DoublyReparameterized is the estimator of iwae under Wake(particles)")
     sample = draw(expectation, programs.with_model_frozen(), data)

@@ -4,7 +4,7 @@
 
 The base p_0 is independent bits with log odds a; block Gibbs leaves each p_b invariant. E[w] = Z / Z_0, so log Z is bounded
 from below in expectation, and log p(x) = log p~(x) - log Z from above.
-Source: Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks, section 4.1.
+Source: Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def mixture_coverage(
     """Score samples of an equal mixture of round normals, as `mixture_metrics` does, with errors, by name.
 
     fake: (n, D). means: (M, D). std: of each component. hq: the reach of a mode, in std.
-    Source: Lin et al. (2018), PacGAN, arXiv:1712.04086, section 4.1; Srivastava et al. (2017), VEEGAN.
+    Source: Lin et al. (2018), PacGAN, arXiv:1712.04086; Srivastava et al. (2017), VEEGAN.
     """
     found = mixture_metrics(fake, means, std, hq)
     n, how = found.n, f"{hq:g} standard deviations round {found.modes} known modes"

@@ -3,7 +3,7 @@
     L_K(x) = E_q log (1/K) sum_k w_k,  w_k = p(x, z_k) / q(z_k|x),  L_1 = ELBO <= L_K <= L_{K+1} <= log p(x)
 
 On data simulated with their latents, one of the K particles is an exact posterior sample, and the same average bounds
-log p(x) from above. Sources: Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519, Theorem 1; Sobolev and Vetrov (2019),
+log p(x) from above. Sources: Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519; Sobolev and Vetrov (2019),
 arXiv:1905.03290, for the bound from above.
 """
 
@@ -64,7 +64,7 @@ def log_likelihood(pair: Pair, x: Tensor, particles: int = 500, seed: int = 0) -
     """Estimate the mean of log p(x) over rows x (N, D), as well as the pair allows.
 
     Exact by change of variables, by enumeration or by an enumerable partition function where ``pair.likelihood`` is
-    ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the guide (Burda et al. 2016, Eq. 8) where
+    ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the guide (Burda et al. 2016) where
     it is ``"bound"``; no number where it is ``"none"``. Random streams outside are untouched.
     """
     if pair.likelihood == "none":

@@ -44,7 +44,7 @@ def precision_recall_density_coverage(
 
     real, fake: rows (n, D). neighbours: k, from 1 to n - 2. Precision and recall fall with the dimension, to 0.48
     for one normal law in 1000 dimensions, and an outlier of the data makes precision generous; the other two have known means.
-    Sources: arXiv:1904.06991, Eq. 1 to 3; arXiv:2002.09797, Eq. 3 and 4.
+    Sources: arXiv:1904.06991; arXiv:2002.09797.
     """
     real, fake = matched(real, fake, subsample)
     n = len(real)

@@ -29,7 +29,7 @@ __all__ = [
     "posterior_gap",
 ]
 
-ACTIVE = 1e-2  # the variance over data above which a unit counts as active (Burda et al. 2016, Appendix C)
+ACTIVE = 1e-2  # the variance over data above which a unit counts as active (Burda et al. 2016)
 
 
 def posterior_gap(evidence: Figure, elbo: Figure) -> Figure:
@@ -59,7 +59,7 @@ class ActiveUnits(NamedTuple):
 
 @torch.no_grad()
 def active_units(pair: Pair, x: Any, draws: int = 8, seed: int = 0) -> ActiveUnits:
-    """Count the units u with Var_x E_q[u|x] > 0.01 (Burda, Grosse and Salakhutdinov 2016, Appendix C).
+    """Count the units u with Var_x E_q[u|x] > 0.01 (Burda, Grosse and Salakhutdinov 2016).
 
     draws: of the guide, in two halves, whose covariance over data is free of the draws' own noise. At least two, and as
     many data; refused for a guide that infers nothing.

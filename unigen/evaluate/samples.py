@@ -74,7 +74,7 @@ def sample_distance(
     blocks: how many blocks, from 2. They share no row, so std / sqrt(blocks) is an honest standard error, where
         the overlapping subsets of the original protocol make it too small.
     Raises ValueError for unequal sizes or fewer than two rows a block.
-    Source: Binkowski et al. (2018), arXiv:1801.01401, section 4; Zaremba, Gretton and Blaschko (2013), B-test.
+    Source: Binkowski et al. (2018), arXiv:1801.01401; Zaremba, Gretton and Blaschko (2013), B-test.
     """
     _check_pair(samples, data, "data")
     n = len(data)
@@ -245,7 +245,7 @@ def mixture_metrics(samples: Tensor, means: Tensor, std: float, hq: float = 3.0)
     captured by one such sample. The reverse KL is KL(high-quality samples over modes || uniform), in nats: 0 when even,
     log(modes) when one mode has all, inf when no sample is of high quality.
     samples: shape (N, D). means: shape (M, D). std: of every component, in the units of the rows.
-    Source: Lin et al. (2018), PacGAN, arXiv:1712.04086, section 4.1; Srivastava et al. (2017), VEEGAN.
+    Source: Lin et al. (2018), PacGAN, arXiv:1712.04086; Srivastava et al. (2017), VEEGAN.
     """
     _check_pair(samples, means, "means")
     if not std > 0 or not hq > 0:

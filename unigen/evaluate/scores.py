@@ -48,8 +48,8 @@ def frechet_inception_distance(
 
     real, fake: features (n, D), as many of one as of the other. features: what they are, for the name of the figure.
     Biased upwards, by an amount that depends on the law of the samples, so that it can even misorder two models at equal n
-    (Binkowski et al. 2018, appendix D.2); no unbiased estimator exists. With n <= D a covariance is singular, and the figure warns.
-    Source: Heusel et al. (2017), arXiv:1706.08500, Eq. 6.
+    (Binkowski et al. 2018); no unbiased estimator exists. With n <= D a covariance is singular, and the figure warns.
+    Source: Heusel et al. (2017), arXiv:1706.08500.
     """
     real, fake = matched(real, fake, subsample)
     n, dimension = real.shape
@@ -79,7 +79,7 @@ def maximum_mean_discrepancy(
 
     kernel: by default the mean of three Gaussians, of 1/2, 1 and 2 times the median distance: between rows of *data* for
     the value, which no sample can then widen; between all rows for the test, which is exact only with a kernel that a permutation
-    leaves as it is. permutations: None for no test. Source: Gretton et al. (2012), JMLR 13, Eq. 3 and section 8.
+    leaves as it is. permutations: None for no test. Source: Gretton et al. (2012), JMLR 13.
     """
     real, fake = matched(real, fake, subsample)
     how = "unbiased U-statistic; Gaussian kernels of 1/2, 1 and 2 median distances"
@@ -107,7 +107,7 @@ def kernel_inception_distance(
     """Estimate KID, MMD^2 with the kernel (x.y / D + 1)^3 of features, without bias over all rows, and test it.
 
     One U-statistic of all n rows has less variance than the mean over random subsets of the original protocol, and the
-    same mean. Arguments as for `maximum_mean_discrepancy`. Source: Binkowski et al. (2018), arXiv:1801.01401, section 4.
+    same mean. Arguments as for `maximum_mean_discrepancy`. Source: Binkowski et al. (2018), arXiv:1801.01401.
     """
     real, fake = matched(real, fake, subsample)
     kernel, how = polynomial_kernel(3), "unbiased U-statistic; cubic kernel"
@@ -204,7 +204,7 @@ def sliced_wasserstein(
     """Estimate (E_u W_r(u.x, u.y)^r)^(1/r) over directions u, uniform on the sphere and drawn by ``seed``.
 
     order: r >= 1. In the units of the rows. The error is that of the rows, for these directions.
-    Source: Rabin et al. (2011); Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters, section 3.
+    Source: Rabin et al. (2011); Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters.
     """
     real, fake = matched(real, fake, subsample)
     if not 1 <= order < math.inf or directions < 1:
@@ -238,7 +238,7 @@ def exact_wasserstein(
     """Compute W_r between the rows, exactly, by the network simplex: about n^3 operations, and as many again a group.
 
     order: r >= 1. In the units of the rows; biased upwards, by n^(-1/D) where D > 2. ImportError where POT is missing.
-    Source: Villani (2009), Optimal transport, definition 6.1; `unigen.divergences.wasserstein`.
+    Source: Villani (2009), Optimal transport; `unigen.divergences.wasserstein`.
     """
     real, fake = matched(real, fake, subsample)
     found = jackknife(lambda x, y: wasserstein(x, y, order), real, fake, groups=groups, seed=seed)

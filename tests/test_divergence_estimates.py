@@ -158,6 +158,19 @@ def test_f_divergences_on_finite_supports_are_the_tables(name):
             found = f_divergence_between(name, dist.Categorical(p), dist.Categorical(q))
             assert found.exact
             assert found.value.item() == pytest.approx(f_divergence(name).value(p, q).item(), abs=1e-12)
+            if f_divergence(name).logarithmic:
+                bits = f_divergence_between(name, dist.Categorical(p), dist.Categorical(q), base=2)
+                assert bits.value.item() == pytest.approx(f_divergence(name).value(p, q, base=2).item(), abs=1e-12)
+            else:
+                with pytest.raises(ValueError, match="no unit to change; got base=2"):
+                    f_divergence_between(name, dist.Categorical(p), dist.Categorical(q), base=2)
+
+
+def test_the_unit_of_an_estimate_is_that_of_its_standard_error():
+    p, q = mixture(0.3, 1.0), mixture(0.6, 1.0)
+    nats, bits = (f_divergence_between("jensen_shannon", p, q, 100, base=base, seed=0) for base in (math.e, 2))
+    assert bits.value.item() == pytest.approx(nats.value.item() / math.log(2), rel=1e-12)
+    assert bits.standard_error.item() == pytest.approx(nats.standard_error.item() / math.log(2), rel=1e-12)
 
 
 def test_finite_supports_are_summed_and_differentiable():

@@ -69,6 +69,20 @@ def test_units_are_those_of_the_base():
         close(in_base(2) * LOG_2, in_base(math.e))
         close(in_base(10) * math.log(10), in_base(math.e))
     close(entropy(torch.full((8,), 0.125, dtype=torch.float64), base=2), 3.0)
+    critic = (P / Q).log()[torch.tensor([0, 1, 1, 2])]
+    for bound in (
+        lambda base: f_divergence_bound("kullback_leibler", critic, critic, base),
+        lambda base: donsker_varadhan_bound(critic, 2 * critic, base),
+        lambda base: info_nce_bound(critic + torch.diag(critic), base),
+        *(lambda base, f=f: f.value(p, q, base) for f in f_divergences.values() if f.logarithmic),
+    ):
+        close(bound(2) * LOG_2, bound(math.e))
+    for f in f_divergences.values():
+        if not f.logarithmic:
+            with pytest.raises(ValueError, match="no unit to change; got base=2"):
+                f.value(p, q, 2)
+            with pytest.raises(ValueError, match="no unit to change"):
+                f_divergence_bound(f.name, critic, critic, 2)
     for base in (1, 0, -2, INF, math.nan, True, "2"):
         with pytest.raises(ValueError, match="above 1"):
             entropy(p, base)

@@ -232,17 +232,21 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
     return Estimate((halves[0].value + halves[1].value) / 2, error, halves[0].samples)
 
 
-def f_divergence_between(name: str, p: Any, q: Any, samples: int | None = None, seed: int = 0) -> Estimate:
+def f_divergence_between(
+    name: str, p: Any, q: Any, samples: int | None = None, base: float = math.e, seed: int = 0
+) -> Estimate:
     """Compute D_f(P || Q) = E_Q[f(p/q)] + slope of f at infinity * P(q = 0), f by its name in `f_divergences`.
 
     p, q: as for `kullback_leibler_between`, but the samples come from q, and a second set from p where it leaves the support
-    of q. The estimate is of large, perhaps infinite, variance where q has lighter tails than p. In nats.
+    of q. The estimate is of large, perhaps infinite, variance where q has lighter tails than p. base: as there, for a divergence
+    that holds logarithms.
     Source: Ali and Silvey (1966); Csiszar (1967); Nowozin, Cseke and Tomioka (2016).
 
     Theory: f-divergence-is-tight, monte-carlo [nowozin2016].
     """
     _check_fit(p, q)
     divergence = f_divergence(name)
+    unit = divergence.unit(base)
     what = f"the f-divergence {name} of {_named(p, q)}"
 
     def regular(x: Tensor) -> Tensor:
@@ -256,7 +260,7 @@ def f_divergence_between(name: str, p: Any, q: Any, samples: int | None = None, 
         for part in (outside.value, outside.standard_error)
     )
     total = torch.sqrt(inside.standard_error**2 + torch.where(singular.isfinite(), error, 0.0) ** 2)
-    return Estimate(inside.value + singular, total, inside.samples)
+    return Estimate((inside.value + singular) / unit, total / unit, inside.samples)
 
 
 def block_estimate(

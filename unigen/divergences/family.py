@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from unigen.divergences.discrete import check_probabilities
+from unigen.divergences.discrete import check_probabilities, nats_per_unit
 from unigen.names import nearest_name
 
 __all__ = [
@@ -52,7 +52,9 @@ class FDivergence:
     optimal_critic: T*(u) = f'(u), the critic at which the bound is tight; T*(1) is the threshold between P and Q.
     critic_upper_bound: the upper end of the domain of f*, which is also the slope of f at infinity.
 
-    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, arXiv:1606.00709, tables 1 and 2, checked.
+    logarithmic: whether f is made of logarithms, so that the divergence has a unit: nats, or that of a `base`.
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, arXiv:1606.00709.
 
     Theory: f-divergence-is-tight, f-divergence-is-bounded [nguyen2010, nowozin2016].
     """
@@ -64,20 +66,31 @@ class FDivergence:
     conjugate_of_activation: Elementwise = field(compare=False, repr=False)
     optimal_critic: Elementwise = field(compare=False, repr=False)
     critic_upper_bound: float = field(compare=False, repr=False)
+    logarithmic: bool = field(default=True, compare=False, repr=False)
 
-    def value(self, p: Tensor, q: Tensor) -> Tensor:
+    def value(self, p: Tensor, q: Tensor, base: float = math.e) -> Tensor:
         """Sum q f(p/q) over the last dimension, with p times the slope of f at infinity where q is zero.
 
-        p, q: probabilities, shape (..., C). Returns shape (...), in nats; inf where the supports forbid a finite value.
-        Raises ValueError for two shapes, negative entries, or sums other than one.
+        p, q: probabilities, shape (..., C). Returns shape (...), in nats or the unit of `base`; inf where the supports forbid
+        a finite value. Raises ValueError for two shapes, negative entries, sums other than one, or a base of a divergence
+        without logarithms.
         """
         check_probabilities(p, q)
+        unit = self.unit(base)
         ratio = p / torch.where(q > 0, q, 1.0)
         regular = torch.where(q > 0, q * self.f(torch.where(q > 0, ratio, 1.0)), 0.0)
         outside = (q == 0) & (p > 0)
         # Where q is positive the slope multiplies 1, not p: an infinite slope must not reach p's gradient there.
         singular = torch.where(outside, self.critic_upper_bound * torch.where(outside, p, 1.0), 0.0)
-        return (regular + singular).sum(-1)
+        return (regular + singular).sum(-1) / unit
+
+    def unit(self, base: float) -> float:
+        """Return log(base), the size of one unit in nats; ValueError for a divergence that has no unit."""
+        if base != math.e and not self.logarithmic:
+            raise ValueError(
+                f"The f-divergence {self.name!r} holds no logarithm, so it has no unit to change; got base={base!r}, expected none."
+            )
+        return nats_per_unit(base)
 
 
 def _below(upper: float, formula: Elementwise) -> Elementwise:
@@ -145,6 +158,7 @@ pearson = FDivergence(  # sum (p - q)^2 / q
     conjugate_of_activation=lambda v: v**2 / 4 + v,
     optimal_critic=lambda u: 2 * (u - 1),
     critic_upper_bound=math.inf,
+    logarithmic=False,
 )
 
 neyman = FDivergence(  # sum (p - q)^2 / p
@@ -155,6 +169,7 @@ neyman = FDivergence(  # sum (p - q)^2 / p
     conjugate_of_activation=lambda v: -2 * torch.expm1(-v / 2),
     optimal_critic=lambda u: 1 - u**-2,
     critic_upper_bound=1.0,
+    logarithmic=False,
 )
 
 squared_hellinger = FDivergence(  # sum (sqrt p - sqrt q)^2
@@ -165,6 +180,7 @@ squared_hellinger = FDivergence(  # sum (sqrt p - sqrt q)^2
     conjugate_of_activation=lambda v: torch.expm1(v),
     optimal_critic=lambda u: 1 - torch.rsqrt(u),
     critic_upper_bound=1.0,
+    logarithmic=False,
 )
 
 jensen_shannon = FDivergence(  # sum p log(2p/(p+q)) + q log(2q/(p+q)), twice the divergence in [0, log 2]

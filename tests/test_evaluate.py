@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,6 +21,9 @@ from unigen.data import load
 from unigen.evaluate.annealing import Annealing
 from unigen.evaluate.examination import Protocol, evaluate
 from unigen.evaluate.figure import bits_per_dimension
+from unigen.evaluate.likelihood import bound_of, importance_weighted_curve, log_importance_weights
+from unigen.evaluate.pareto import k_hat_figures
+from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.networks import fingerprint, networks
 from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
 
@@ -94,6 +98,60 @@ def test_every_family_is_given_its_figures_and_left_as_it_was(family, digits):
 
 
 UNERRING = ("active units", "calibration, p-value")  # a count, and a probability: they have no error of their own
+
+
+QUICK_KINDS = {
+    "latent": {"ELBO": "lower bound", "log p(x), K = 40": "lower bound"},
+    "small_belief": {"log p(x), K = 40": "lower bound", "log p(x)": None},  # the kind that the pair offers
+    "adversarial": {"log p(x)": None},
+    "machine": {"log p(x)": None},
+    "small_machine": {"log p(x)": "exact"},
+    "mixture": {"log p(x)": "exact"},
+}
+
+
+@pytest.mark.parametrize("family", QUICK_KINDS)
+def test_the_quick_examination_anneals_and_simulates_nothing(family, digits, monkeypatch):
+    for slow in ("annealed_log_likelihood", "bidirectional_monte_carlo", "simulation_based_calibration",
+                 "gaussian_observation_log_likelihood", "importance_weighted_sandwich"):  # fmt: skip
+        monkeypatch.setattr(examination, slow, None)
+    pair = ON_BITS[family](digits)
+    before = state_of(pair)
+    found = evaluate(pair, digits, SHORT, quick=True, seed=3)
+    assert state_of(pair) == before
+    for name, kind in QUICK_KINDS[family].items():
+        if kind is None:
+            with pytest.raises(KeyError):
+                found[name]
+        else:
+            assert found[name].kind == kind and len(found[name].per_datum) == 60
+    refused = {refusal.name: refusal.why for refusal in found.refusals}
+    assert ("unigen evaluate DIR" in refused.get("log p(x)", "")) == (family in ("adversarial", "machine"))
+    names = {figure.name for figure in found.figures}
+    assert {"FID", "KID", "precision", "recall"} <= names and not names & {"memorization", "Wasserstein distance"}
+
+
+def test_bounds_of_many_weights_are_those_of_all_at_once(digits, monkeypatch):
+    pair = ON_BITS["latent"](digits)
+    weights = log_importance_weights(pair, digits.test[:60], 40, 5)
+    curve = importance_weighted_curve(weights, (1, 10, 40))
+    found = evaluate(pair, digits, SHORT, quick=True, seed=5)
+    for figure in (*curve, *k_hat_figures(weights)):
+        assert dataclasses.replace(found[figure.name], bits_per_dimension=None) == figure
+    assert torch.equal(found["ELBO"].per_datum, curve[0].per_datum)
+    many = digits.train[:1010]  # two pieces
+    whole = log_importance_weights(pair, many, 7, 5)
+    assert torch.equal(log_importance_weights(pair, many, 7, 5, lambda w: bound_of(w, 7)), bound_of(whole, 7))
+
+
+def test_quick_distances_are_of_the_first_thousand_and_modes_of_all():
+    ring = load("ring")
+    fake = ring.train[:1500].clone()
+    found = sample_metrics(ring, fake, quick=True, permutations=None)
+    alone = sample_metrics(ring, fake[:1000], permutations=None, groups=None)
+    assert (found["fid"].n_fake, found["fid"].n_real, found["modes"].n_fake) == (1000, 1000, 1500)
+    assert found["fid"].value == alone["fid"].value and found["mmd"].value == alone["mmd"].value
+    assert "memorization" in alone and "memorization" not in found
 
 
 def test_an_evaluation_that_changes_something_is_noticed(digits, monkeypatch):

@@ -73,9 +73,10 @@ def test_k_hat_finds_the_shape_of_a_tail(seed):
 
 def test_a_narrow_guide_is_labelled_unreliable(seed):
     line = Line()
-    x = torch.randn(30, 3, dtype=torch.float64)
+    x = torch.randn(200, 3, dtype=torch.float64)
     good, _ = k_hat_figures(log_importance_weights(Pair(line, ExactGuide(line, 1.2)), x, 1000, seed))
-    median, share = k_hat_figures(log_importance_weights(Pair(line, ExactGuide(line, 0.4)), x, 1000, seed))
+    # over 200 data the median of k-hat is 0.90 with a deviation of 0.015, the share over 0.7 is 0.86 with one of 0.025
+    median, share = k_hat_figures(log_importance_weights(Pair(line, ExactGuide(line, 0.2)), x, 1000, seed))
     assert good.value < 0.5 and median.value > 0.7 and share.value > 0.5
     assert "unreliable" in median.warning and share.warning == median.warning
     assert median.interval[0] <= median.value <= median.interval[1]

@@ -22,15 +22,18 @@ from unigen.evaluate.calibration import simulation_based_calibration
 from unigen.evaluate.dreams import sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
 from unigen.evaluate.likelihood import (
+    bound_figure,
+    bound_of,
     enumerated_log_likelihood,
     importance_weighted_curve,
     importance_weighted_sandwich,
     log_importance_weights,
 )
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
-from unigen.evaluate.pareto import k_hat_figures
+from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
 from unigen.evaluate.posterior import active_units, posterior_gap
 from unigen.evaluate.sample_metrics import sample_metrics
+from unigen.evaluate.samples import Predictor
 from unigen.pair import Pair
 from unigen.pairs.likelihoods import Likelihood
 from unigen.pairs.rbm import BoltzmannMachine
@@ -96,7 +99,9 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     validation: Tensor | None = None,
+    classifier: Predictor | None = None,
     device: str | torch.device = "cpu",
+    quick: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Examination:
@@ -104,7 +109,9 @@ def evaluate(
 
     data: a ``Dataset``, whose test rows are taken, or data as ``pair.bind`` takes them; figures of samples, which need data
     of the same law, are of a ``Dataset`` only. validation: rows that observation noise is tuned on, by default the
-    dataset's. device: where the pair is. progress: whether to show bars.
+    dataset's. classifier: of the dataset's labels, by default that of its features. device: where the pair is. quick: only what
+    takes a second or two, which is no annealing, no simulated data, no calibration, no exact Wasserstein distance and no
+    memorization; a likelihood is then of the kind that the pair itself offers. progress: whether to show bars.
 
     >>> from unigen.pairs import rbm
     >>> bits = torch.bernoulli(torch.full((20, 6), 0.5))
@@ -115,21 +122,26 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else None
     x = dataset.test[: protocol.test].to(device) if dataset else _first(data, protocol.test)
     held_out = validation if validation is not None else dataset.validation if dataset else None
-    room = _Room(pair, x, held_out, protocol, seed, progress)
+    room = _Room(pair, x, held_out, protocol, quick, seed, progress)
     parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []
     if isinstance(pair.model, BoltzmannMachine):
         parts.append(("log p(x)", room.boltzmann))
+    elif pair.likelihood == "none" and quick:
+        parts.append(("log p(x)", room.implicit))
     elif pair.likelihood == "none":
         parts += [("log p(x)", room.annealed), ("log p(x) with Gaussian observation noise", room.observation)]
     else:
-        parts.append(("exact log p(x)", room.exact))
+        if pair.likelihood == "exact" or not quick:
+            parts.append(("exact log p(x)", room.exact))
         if pair.likelihood == "bound":
-            parts += [("importance-weighted bounds", room.weighted), ("annealed log p(x)", room.annealed)]
-            parts.append(("bounds on simulated data", room.both_sides))
+            parts.append(("importance-weighted bounds", room.weighted))
+            if not quick:
+                parts += [("annealed log p(x)", room.annealed), ("bounds on simulated data", room.both_sides)]
         parts += [("KL(q || posterior)", room.divergence), ("active units", room.active)]
-        parts.append(("calibration", room.calibrated))
+        if not quick:
+            parts.append(("calibration", room.calibrated))
     if dataset and protocol.samples:
-        parts.append(("samples", lambda: room.samples(dataset)))
+        parts.append(("samples", lambda: room.samples(dataset, classifier)))
     figures: list[Figure] = []
     refusals: list[Refusal] = []
     for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
@@ -169,17 +181,31 @@ class _Room:
     """One pair under examination: each method yields figures, or raises ``Refused``."""
 
     def __init__(
-        self, pair: Pair, x: Any, validation: Tensor | None, protocol: Protocol, seed: int, progress: bool
+        self,
+        pair: Pair,
+        x: Any,
+        validation: Tensor | None,
+        protocol: Protocol,
+        quick: bool,
+        seed: int,
+        progress: bool,
     ) -> None:
-        self.pair, self.x, self.validation, self.protocol = pair, x, validation, protocol
+        self.pair, self.x, self.validation, self.protocol, self.quick = pair, x, validation, protocol, quick
         self.seed, self.progress = seed, progress
         self.found: list[Figure] = []
 
     def _known(self, *names: str) -> Figure | None:
         return next((figure for name in names for figure in self.found if figure.name == name), None)
 
+    def implicit(self) -> Iterator[Figure]:
+        raise Refused(
+            "an implicit model has no density; unigen evaluate DIR anneals one under Gaussian observation noise, by that name"
+        )
+
     def boltzmann(self) -> Iterator[Figure]:
         protocol = self.protocol
+        if self.quick and self.pair.likelihood != "exact":
+            raise Refused("the partition function of this RBM is not enumerable; unigen evaluate DIR anneals it")
         mean = None if self.validation is None else self.validation.mean(0).to(self.x.device)
         partition = log_partition(
             self.pair, mean, protocol.partition, protocol.partition_chains, seed=self.seed, progress=self.progress
@@ -193,10 +219,17 @@ class _Room:
 
     def weighted(self) -> Iterator[Figure]:
         most = self.protocol.particles
-        weights = log_importance_weights(self.pair, self.x, most, self.seed)
-        yield from importance_weighted_curve(weights, sorted({1, most, *(k for k in (10, 100, 1000) if k < most)}))
+        curve = sorted({1, most, *(k for k in (10, 100, 1000) if k < most)})
+
+        def kept(weights: Tensor) -> Tensor:
+            bounds = [bound_of(weights, k) for k in curve]
+            return torch.stack([*bounds, pareto_k_hat(weights)] if most >= 25 else bounds)
+
+        found = log_importance_weights(self.pair, self.x, most, self.seed, kept)
+        for k, per_datum in zip(curve, found, strict=False):
+            yield bound_figure(per_datum, k, most)
         if most >= 25:
-            yield from k_hat_figures(weights)
+            yield from figures_of_k_hat(found[-1], most)
 
     def annealed(self) -> Iterator[Figure]:
         if self._known("log p(x)") is None:
@@ -240,9 +273,10 @@ class _Room:
             raise Refused("calibration needs at least 16 simulations, and fewer were asked for")
         yield from simulation_based_calibration(self.pair, self.x, n, coordinates=16, seed=self.seed).figures()
 
-    def samples(self, dataset: Dataset) -> Iterator[Figure]:
+    def samples(self, dataset: Dataset, classifier: Predictor | None) -> Iterator[Figure]:
         n = min(self.protocol.samples, len(dataset.test))
         made = sample(self.pair, n, self.x, seed=self.seed)
         if not bool(torch.isfinite(made.x).all()):
             raise Refused("some samples are not finite, so they are at no distance from the data")
-        yield from sample_metrics(dataset, made.x.cpu(), seed=self.seed).values()
+        found = sample_metrics(dataset, made.x.cpu(), classifier=classifier, quick=self.quick, seed=self.seed)
+        yield from found.values()

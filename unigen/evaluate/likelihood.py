@@ -10,7 +10,7 @@ arXiv:1905.03290, for the bound from above.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ from unigen.streams import isolated
 
 __all__ = [
     "LogLikelihood",
+    "bound_figure",
+    "bound_of",
     "enumerated_log_likelihood",
     "importance_weighted_curve",
     "importance_weighted_sandwich",
@@ -87,10 +89,13 @@ def log_likelihood(pair: Pair, x: Tensor, particles: int = 500, seed: int = 0) -
 
 
 @torch.no_grad()
-def log_importance_weights(pair: Pair, x: Any, particles: int, seed: int = 0) -> Tensor:
+def log_importance_weights(
+    pair: Pair, x: Any, particles: int, seed: int = 0, reduce: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Draw log w = log p(x, z) - log q(z|x) for z ~ q(z|x), float64 (K, N): what curve, k-hat and ELBO are read from.
 
-    x: the data, as ``pair.bind`` takes them. Refused for a pair without a density. Random streams are left as they are.
+    x: the data, as ``pair.bind`` takes them. reduce: what is kept of the weights (K, n) of some of the data, (..., n); with it
+    memory does not grow with K times N. Refused for a pair without a density. Random streams are left as they are.
     """
     data = pair.bind(x)
     if pair.likelihood == "none" or not _infers(pair, data):
@@ -98,7 +103,8 @@ def log_importance_weights(pair: Pair, x: Any, particles: int, seed: int = 0) ->
             "importance weights need a density of the model and a guide that infers its latents, which this pair lacks"
         )
     with isolated(seed, device_of(data)), evaluating(pair):
-        return torch.cat([_log_weights(pair, piece, particles) for piece in pieces_of(pair, data, 1000)], 1)
+        parts = (_log_weights(pair, piece, particles) for piece in pieces_of(pair, data, 1000))
+        return torch.cat([reduce(part) if reduce else part for part in parts], -1)
 
 
 def _infers(pair: Pair, data: dict[str, Any]) -> bool:
@@ -124,19 +130,22 @@ def importance_weighted_curve(log_weights: Tensor, particles: Sequence[int] = (1
 
     particles: each K from 1 to S, in any order. Every L_K is unbiased for its bound, and in expectation they rise with K.
     """
+    return tuple(bound_figure(bound_of(log_weights, k), k, len(log_weights)) for k in particles)
+
+
+def bound_of(log_weights: Tensor, k: int) -> Tensor:
+    """Return L_K of each datum (N,) from its log weights (S, N), the mean over the disjoint groups of K that they hold."""
     most, rows = log_weights.shape
-    figures = []
-    for k in particles:
-        if not 1 <= k <= most:
-            raise ValueError(
-                f"a bound of K = {k} particles cannot be read from {most} of them; give K from 1 to {most}"
-            )
-        groups = log_weights[: most // k * k].reshape(most // k, k, rows)
-        per_datum = (torch.logsumexp(groups, 1) - math.log(k)).mean(0)
-        how = f"importance-weighted bound, K = {k}" + (f", {most // k} groups" if most >= 2 * k else "")
-        name = "ELBO" if k == 1 else f"log p(x), K = {k}"
-        figures.append(mean_figure(name, per_datum, "lower bound", how=how))
-    return tuple(figures)
+    if not 1 <= k <= most:
+        raise ValueError(f"a bound of K = {k} particles cannot be read from {most} of them; give K from 1 to {most}")
+    groups = log_weights[: most // k * k].reshape(most // k, k, rows)
+    return (torch.logsumexp(groups, 1) - math.log(k)).mean(0)
+
+
+def bound_figure(per_datum: Tensor, k: int, most: int) -> Figure:
+    """Return the figure of L_K (N,) that was read from ``most`` weights a datum."""
+    how = f"importance-weighted bound, K = {k}" + (f", {most // k} groups" if most >= 2 * k else "")
+    return mean_figure("ELBO" if k == 1 else f"log p(x), K = {k}", per_datum, "lower bound", how=how)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unigen.evaluate.figure import Figure
 
-__all__ = ["UNRELIABLE", "k_hat_figures", "pareto_k_hat"]
+__all__ = ["UNRELIABLE", "figures_of_k_hat", "k_hat_figures", "pareto_k_hat"]
 
 UNRELIABLE = 0.7
 MOST_NUMBERS = 2**25
@@ -56,8 +56,12 @@ def _fit(excess: Tensor) -> Tensor:
 
 def k_hat_figures(log_weights: Tensor) -> tuple[Figure, Figure]:
     """Return the median of k-hat over data, with its quartiles as the interval, and the share of data above 0.7."""
-    samples, rows = log_weights.shape
-    k = pareto_k_hat(log_weights)
+    return figures_of_k_hat(pareto_k_hat(log_weights), len(log_weights))
+
+
+def figures_of_k_hat(k: Tensor, samples: int) -> tuple[Figure, Figure]:
+    """Return the figures of k-hats (N,) that were read from so many weights a datum."""
+    rows = len(k)
     known = k[~k.isnan()]
     share = float((known > UNRELIABLE).double().mean()) if len(known) else math.nan
     how = f"{samples} importance weights a datum" + (

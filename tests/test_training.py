@@ -54,6 +54,35 @@ def test_records_are_means_over_the_steps_between_them(digits):
     assert torch.allclose(torch.tensor(three.values), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ("eager", "compiled", "xla"))
+def test_callbacks_far_apart_see_every_record_and_leave_the_same_history(digits, engine):
+    def run(callback_every, seen):
+        torch.manual_seed(1)
+        pair = small()
+        _, history = fit(
+            Loader(digits, 64),
+            routines.vae,
+            pair,
+            steps=11,
+            engine=engine,
+            record_every=2,
+            callback_every=callback_every,
+            callbacks=[lambda state, history: seen.append((state.step, list(history.steps)))],
+            progress=False,
+        )
+        return history, parameters(pair)
+
+    often, rarely = [], []
+    (history, moved), (other, same) = run(None, often), run(4, rarely)
+    assert [step for step, _ in often] == [2, 4, 6, 8, 10, 11]
+    assert rarely == [(4, [2, 4]), (8, [2, 4, 6, 8]), (11, [2, 4, 6, 8, 10, 11])]
+    assert history.steps == other.steps and history.values == other.values
+    assert other.seconds == sorted(other.seconds)
+    assert torch.equal(moved, same)
+    with pytest.raises(ValueError, match="callback_every=3 is no multiple of record_every=2"):
+        run(3, [])
+
+
 def test_equal_seeds_give_bitwise_equal_parameters_and_callbacks_change_nothing(digits):
     def run(callbacks, record_every):
         torch.manual_seed(3)

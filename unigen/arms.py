@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unigen.checkpoints import Checkpoints
 from unigen.data import Loader
-from unigen.evaluate import log_likelihood
+from unigen.engines import engine_named
+from unigen.evaluate import features_of, log_likelihood, sample
+from unigen.evaluate.sample_metrics import leading_distance
 from unigen.optimizers import Falling, optimizers_for
 from unigen.pair import Pair
+from unigen.pairs.rbm import BoltzmannMachine
 from unigen.planning import Arm, Plan
 from unigen.runs import append_metrics, finite, keep_metrics_before
 from unigen.signals import Ended, asked_to_end
@@ -45,13 +50,17 @@ def train(planned: Plan, runs: list[Ready], progress: bool) -> list[Any]:
     settings, arm = planned.settings, runs[0].arm
     loaders, steps = zip(*[_budget(planned, arm, run.seed) for run in runs], strict=True)
     optimizers = [optimizers_for(arm.routine, run.pair, planned.optimizer(arm)) for run in runs]
-    logs = [[_Log(planned, run.folder / "metrics.jsonl", steps[0])] for run in runs]
+    record_every = max(1, steps[0] // 200) if steps[0] else 20
+    between = min(engine_named(settings.engine).CHUNK, (steps[0] or 10**6) // max(1, settings.evaluations))
+    callback_every = record_every * max(1, between // record_every)
+    logs = [[_Log(planned, run.folder / "metrics.jsonl", steps[0], callback_every)] for run in runs]
     labels = [f"{arm.name}, seed {run.seed}" if progress else False for run in runs]
     shared: dict[str, Any] = {
         "steps": steps[0],
         "seconds": settings.seconds,
         "schedule": Falling(settings.final_learning_rate) if settings.final_learning_rate else None,
-        "record_every": max(1, steps[0] // 200) if steps[0] else 20,
+        "record_every": record_every,
+        "callback_every": callback_every,
     }
     with asked_to_end() as asked:
         try:
@@ -113,26 +122,44 @@ def _budget(planned: Plan, arm: Arm, seed: int) -> tuple[Any, int | None]:
 class _Log:
     """Write the phases' values, and from time to time an evaluation on validation data, while a run goes on."""
 
-    def __init__(self, planned: Plan, path: Path, steps: int | None) -> None:
-        self.planned, self.path, self.steps = planned, path, steps
+    def __init__(self, planned: Plan, path: Path, steps: int | None, every: int) -> None:
+        self.planned, self.path, self.steps, self.every = planned, path, steps, every
+        self.written = 0  # the step of the last record that the file has
         self.done: int | None = None  # how many evaluations there were
         self.validation = planned.dataset.validation[:250].to(planned.device)
+        self.features = features_of(planned.dataset)
 
     def __call__(self, state: State, history: History) -> None:
-        step, seconds = history.steps[-1], history.seconds[-1]
-        if self.done is None:
-            self.done = self._due(history.steps[-2], history.seconds[-2]) if len(history.steps) > 1 else 0
-            keep_metrics_before(self.path, step)
-        values = {phase: finite(value) for phase, value in zip(history.phases, history.values[-1], strict=True)}
-        append_metrics(self.path, {"step": step, "seconds": seconds, "values": values})
+        if self.done is None:  # what the call before this one wrote, perhaps in a process that was killed, stays
+            self.written = (state.step - 1) // self.every * self.every
+            keep_metrics_before(self.path, self.written + 1)
+            rows = [row for row in zip(history.steps, history.seconds, strict=True) if row[0] <= self.written]
+            self.done = self._due(*rows[-1]) if rows else 0
+        for step, seconds, row in zip(history.steps, history.seconds, history.values, strict=True):
+            if step > self.written:
+                values = {phase: finite(value) for phase, value in zip(history.phases, row, strict=True)}
+                append_metrics(self.path, {"step": step, "seconds": seconds, "values": values})
+        self.written = step
         due = self._due(step, seconds)
         if len(self.validation) and due > self.done:
             self.done = due
-            particles = min(self.planned.settings.particles, 50)
-            found = log_likelihood(state.pair, self.validation, particles, seed=1)
-            if found.value is not None:
-                line = {"log_likelihood": finite(found.value), "kind": found.kind}
+            if line := self._quality(state.pair):
                 append_metrics(self.path, {"step": step, "seconds": seconds, "evaluation": line})
+
+    def _quality(self, pair: Pair) -> dict[str, Any]:
+        """Return the log-likelihood of validation data where the pair has one, and the distance of as many samples from them."""
+        found = log_likelihood(pair, self.validation, min(self.planned.settings.particles, 50), seed=1)
+        line: dict[str, Any] = {}
+        if found.value is not None:
+            line = {"log_likelihood": finite(found.value), "kind": found.kind}
+        if isinstance(pair.model, BoltzmannMachine):
+            return line  # its samples are the end of a long chain
+        data, made = self.validation.cpu(), sample(pair, len(self.validation), self.validation, seed=1).x.cpu()
+        if len(made) == len(data) and bool(torch.isfinite(made).all()):
+            distance = leading_distance(data, made, self.features)
+            said = f"{distance.name} of {distance.n_fake} samples, {distance.features}"
+            line |= {"distance": finite(distance.value), "of": said}
+        return line
 
     def _due(self, step: int, seconds: float) -> int:
         """Return how many evaluations there should have been by a step."""

@@ -94,6 +94,7 @@ def fit_together(
     seconds: float | None = None,
     schedule: Callable[[float, float], float] | None = None,
     record_every: int | None = None,
+    callback_every: int | None = None,
     checkpoint_every: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     width: int | None = None,
@@ -114,6 +115,7 @@ def fit_together(
         "seconds": seconds,
         "schedule": schedule,
         "record_every": record_every,
+        "callback_every": callback_every,
         "checkpoint_every": checkpoint_every,
         "interrupted": lambda: asked[0],
     }

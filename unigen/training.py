@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -103,6 +102,7 @@ def fit(
     schedule: Callable[[float, float], float] | None = None,
     callbacks: Iterable[Callback] = (),
     record_every: int | None = None,
+    callback_every: int | None = None,
     checkpoints: Checkpoints | str | Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = True,
@@ -114,8 +114,10 @@ def fit(
     ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches. ``optimizers``: by group,
     default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at least one is needed; seconds
     count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
-    ``callbacks``: called with ``(state, history)`` after each record, ``record_every`` steps apart (default 1/200 of the
-    budget). ``progress``: show a bar, with a label if a string.
+    The history gets a record every ``record_every`` steps (default 1/200 of the budget) and one at the end. ``callbacks``:
+    called with ``(state, history)`` after each record, or, where ``callback_every`` is a multiple of ``record_every``, after
+    each record that far apart: an engine of many steps a call is then interrupted less often. ``progress``: show a bar,
+    with a label if a string.
 
     ``checkpoints``: a directory, or a ``Checkpoints``, that gets one every ``checkpoint_every`` steps (default 1/20 of the
     budget) and one at the end. Where it has some, the run goes on from the newest good one, and on the same machine, build
@@ -138,6 +140,7 @@ def fit(
         schedule=schedule,
         callbacks=callbacks,
         record_every=record_every,
+        callback_every=callback_every,
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -181,6 +184,7 @@ def course(
     schedule: Callable[[float, float], float] | None = None,
     callbacks: Iterable[Callback] = (),
     record_every: int | None = None,
+    callback_every: int | None = None,
     checkpoints: Checkpoints | str | Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = True,
@@ -200,7 +204,12 @@ def course(
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader), max(phase.steps for phase in phases)
-    every = record_every or max(1, (steps or 2000) // 200)
+    every, callbacks = record_every or max(1, (steps or 2000) // 200), tuple(callbacks)
+    called = callback_every or every
+    if called % every:
+        raise ValueError(
+            f"callback_every={called} is no multiple of record_every={every}, and callbacks follow a record"
+        )
     label = progress if isinstance(progress, str) else "fit"
     spent, total, count, stopped, keeper = 0.0, None, 0, False, None
     if checkpoints is not None:
@@ -208,14 +217,16 @@ def course(
         keeper = Keeper(checkpoints, same, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
     between = checkpoint_every or max(1, (steps or 20000) // 20)
-    watch, pace = Watch(history.phases, phases), 0.0  # seconds a step
+    watch, pace, told = Watch(history.phases, phases), 0.0, state.step  # seconds a step; the last step callbacks saw
     with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
         while not stopped and (steps is None or state.step < steps) and (seconds is None or spent < seconds):
             began = time.perf_counter()
             most = min(module.CHUNK, int(1 / pace) if pace else 1)  # a call of a second, so that a signal is heard
             if seconds is not None and pace:
                 most = min(most, int((seconds - spent) / pace))
-            ahead = _until_next(state.step, max(most, 1), steps, every, between if keeper else None)
+            ahead = _until_next(
+                state.step, max(most, 1), steps, called if callbacks else None, between if keeper else None
+            )
             batches = [
                 [batch_at(number * each + repetition) for repetition in range(each)]
                 for number in range(state.step, state.step + ahead)
@@ -233,20 +244,21 @@ def course(
                 watch.failed(state, error, batches)
                 raise
             watch(state, values, batches)
-            state.step += ahead
-            total, count = _plus(total, values), count + ahead
-            spent, pace = spent + prepared + taken, taken / ahead
+            first, state.step, pace = state.step, state.step + ahead, taken / ahead
+            while len(values):  # up to the next record
+                rows = _until_next(state.step - len(values), len(values), steps, every)
+                total, count, values = _plus(total, values[:rows]), count + rows, values[rows:]
+                step = state.step - len(values)
+                if step % every == 0 or step == steps:
+                    watch.settle()
+                    _record(history, step, spent + (prepared + taken) * (step - first) / ahead, total / count)
+                    total, count = None, 0
+            spent += prepared + taken
             bar.update(ahead)
-            if state.step % every == 0 or state.step == steps:
-                watch.settle()
-                _record(state, history, spent, total / count)
-                total, count = None, 0
+            if history.values:
                 bar.set_postfix_str(" ".join(f"{value:.4g}" for value in history.values[-1]), refresh=False)
-                try:
-                    for callback in callbacks:
-                        callback(state, history)
-                except StopIteration:
-                    stopped = True
+            if state.step % called == 0 or state.step == steps:
+                stopped, told = _call(callbacks, state, history), state.step
             asked = interrupted()
             if keeper is not None and (asked or state.step % between == 0):
                 watch.settle()
@@ -255,10 +267,9 @@ def course(
                 raise Interrupted(f"interrupted at step {state.step}")
     watch.settle()
     if total is not None:
-        _record(state, history, spent, total / count)
-        with contextlib.suppress(StopIteration):
-            for callback in callbacks:
-                callback(state, history)
+        _record(history, state.step, spent, total / count)
+    if state.step > told:
+        _call(callbacks, state, history)
     if keeper is not None:
         keeper.save(state, history, spent, None, 0, stopped)
     return state, history
@@ -268,7 +279,7 @@ def _until_next(step: int, most: int, *marks: int | None) -> int:
     """Return how many steps, at most ``most``, reach the first of: step ``marks[0]``, the next multiple of another mark."""
     last, *every = marks
     ahead = [each - step % each for each in every if each]
-    return min(most, *ahead) if last is None else min(most, last - step, *ahead)
+    return min([most, *ahead] if last is None else [most, last - step, *ahead])
 
 
 def _plus(total: Tensor | None, values: Tensor) -> Tensor:
@@ -283,7 +294,17 @@ def _plus(total: Tensor | None, values: Tensor) -> Tensor:
     return torch.tensor(sums, dtype=torch.float64)
 
 
-def _record(state: State, history: History, spent: float, values: Tensor) -> None:
-    history.steps.append(state.step)
+def _call(callbacks: Iterable[Callback], state: State, history: History) -> bool:
+    """Call all, and return whether one ended the run by a ``StopIteration``."""
+    try:
+        for callback in callbacks:
+            callback(state, history)
+    except StopIteration:
+        return True
+    return False
+
+
+def _record(history: History, step: int, spent: float, values: Tensor) -> None:
+    history.steps.append(step)
     history.seconds.append(spent)
     history.values.append(values.tolist())

@@ -76,11 +76,18 @@ def _step(plan: Plan, state: Any, memory: Any, constants: Any, batches: Any, key
     return state, memory, jnp.stack(list(values.values()))
 
 
+def _finite(*arrays: Any) -> Any:
+    """Whether every number is finite: one sum an array, since a sum is finite only if its terms are, or huge."""
+    floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(array.sum()) for array in floats]).all()
+
+
 @lru_cache(maxsize=64)
 def compiled(plan: Plan) -> Any:
     """Return the compiled loop of a plan.
 
-    It takes (count, state, memory, constants, pools, slots, keys, factors, noise) and returns (state, memory, values).
+    It takes (count, state, memory, constants, pools, slots, keys, factors, noise) and returns (state, memory, values,
+    whether state and values are finite).
     ``pools[p]``: batches by name, stacked; ``slots`` (steps, climbs): which of its pool a climb takes; ``keys``
     (steps, 2), ``factors`` (steps, F), ``noise``: for each climb its random results, stacked over steps.
     """
@@ -106,10 +113,11 @@ def compiled(plan: Plan) -> Any:
         batches, key, numbers, given = at(0)
         if plan.single:
             state, memory, row = _step(plan, dict(state), dict(memory), constants, batches, key, numbers, given)
-            return state, memory, row[None]
+            return state, memory, row[None], _finite(row, *state.values())
         row = jax.eval_shape(lambda: _step(plan, dict(state), dict(memory), constants, batches, key, numbers, given)[2])
         values = jnp.zeros((slots.shape[0], *row.shape), row.dtype)
-        return jax.lax.fori_loop(0, count, body, (state, memory, values))
+        state, memory, values = jax.lax.fori_loop(0, count, body, (state, memory, values))
+        return state, memory, values, _finite(values, *state.values())
 
     if plan.seeds:
         advance = jax.vmap(advance, in_axes=(None, 0, 0, 0, 0, None, 0, 0, None))

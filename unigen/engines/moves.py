@@ -91,16 +91,15 @@ def settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def factors(parts: list[Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:
     """Return the numbers that depend on the step alone, (rows, F), of which ``count`` rows are used."""
-    table = []
-    for index in range(count):
-        row: list[float] = []
-        for part in parts:
-            lr = float(part.group["lr"] if rates is None else rates[index][part.place])
-            for turn in range(len(part.climbs)):
-                number = part.start + index * len(part.climbs) + turn + 1
-                row += rule_of(part.optimizer).factors(part.group, lr, number)
-        table.append(row)
-    return numpy.array(table + table[-1:] * (rows - count), dtype=numpy.float64).reshape(rows, -1)
+    table = numpy.zeros((rows, 0))
+    for part in parts:
+        rule, turns = rule_of(part.optimizer).factors, len(part.climbs)
+        lrs = [float(part.group["lr"])] * count if rates is None else [float(row[part.place]) for row in rates]
+        numbers = [rule(part.group, lrs[i // turns], part.start + i + 1) for i in range(count * turns)]
+        columns = numpy.zeros((rows, turns * len(numbers[0])))
+        columns[:count] = numpy.reshape(numbers, (count, -1))
+        table = numpy.concatenate([table, columns], 1)
+    return table
 
 
 def memories(pair: Pair, parts: list[Part]) -> dict[str, list[Tensor]]:

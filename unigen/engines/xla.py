@@ -53,9 +53,21 @@ class _Step(NamedTuple):
     lasting: bool
 
 
-def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Mapping[str, Any]], mode: Any) -> _Step:
+def _steps(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[_Step]:
+    """Return what a step on each of the batches is, from the pair's chains as they are."""
+    mode = tuple(module.training for module in pair.modules()), torch.get_default_dtype()
+    found: list[_Step] = []
+    before: Any = None
+    for mine in batches:
+        shapes = tuple(map(shapes_of, mine))
+        found.append(found[-1] if shapes == before else _step(phases, pair, mine, shapes, mode))
+        before = shapes
+    return found
+
+
+def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes: tuple[Any, ...], mode: Any) -> _Step:
     """Return the climbs of one step, captured or remembered."""
-    shapes, before = tuple(map(shapes_of, batches)), shapes_of(pair.chains)
+    before = shapes_of(pair.chains)
     steps, known = pair.compiled.setdefault("xla steps", {}), pair.compiled.setdefault("xla", {})
     if (phases, shapes, before, mode) in steps:
         step: _Step = steps[phases, shapes, before, mode]
@@ -211,15 +223,10 @@ def _advance(phases: tuple[Phase, ...], runs: Sequence[_Run], noise: Any, seeds:
     for run in runs:
         _refuse(phases, run)
     count, done, values = len(batches[0]), 0, []
-    modes = [(tuple(module.training for module in run.pair.modules()), torch.get_default_dtype()) for run in runs]
-
-    def steps_at(index: int) -> list[_Step]:
-        return [
-            _step(phases, run.pair, part[index], mode) for run, part, mode in zip(runs, batches, modes, strict=True)
-        ]
-
     while done < count:
-        steps = [steps_at(index) for index in range(done, count)]  # of all, before the first: a shape may be refused
+        # of all, before the first: a shape may be refused
+        each = (_steps(phases, run.pair, part[done:]) for run, part in zip(runs, batches, strict=True))
+        steps = list(zip(*each, strict=True))
         first = steps[0]
         if any(step.shapes != first[0].shapes for step in first):
             raise Unsupported(f"the batches of several pairs have different shapes at step {done}; {ELSEWHERE}")
@@ -282,9 +289,9 @@ def _run(
     given = [[] for _ in plan.climbs] if noise is None else _noise(steps[0], noise, rows)
     numbers = (keys, numbers_of) if seeds else (keys[0], numbers_of[0])
     arguments = (numpy.int32(count), state, memory, constants, pools, slots, *numbers, given)
-    ended, remembered, values = loop(*arguments)
-    if not plan.checked and not _finite([values, *ended.values()]):  # run again, to tell which step and phase it was
-        _, _, values = checked()(*arguments)
+    ended, remembered, values, finite = loop(*arguments)
+    if not plan.checked and not numpy.all(finite):  # run again, to tell which step and phase it was
+        _, _, values, _ = checked()(*arguments)
     values = torch.from_dlpack(values).clone()
     made = {name: torch.from_dlpack(array) for name, array in ended.items()}
     moments = {name: [torch.from_dlpack(array) for array in arrays] for name, arrays in remembered.items()}
@@ -359,9 +366,3 @@ def _noise(step: _Step, noise: Sequence[Sequence[Tensor]], rows: int) -> list[li
         stacked = [torch.stack([noise[index][draw] for index in range(len(noise))]) for draw in draws]
         found.append([_seen([torch.cat([s, s[:1].expand(rows - len(s), *s.shape[1:])])], False) for s in stacked])
     return found
-
-
-def _finite(arrays: Iterable[Any]) -> bool:
-    """Whether every number is finite: one sum an array, since a sum is finite only if its terms are, or huge."""
-    floats = [torch.from_dlpack(array) for array in arrays]
-    return all(bool(tensor.sum().isfinite()) for tensor in floats if tensor.is_floating_point())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unigen import routines
 from unigen.networks import Baseline, Networks
 from unigen.pair import Pair
-from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs import adversarial, deep_latent, flow, latent, mixture, rbm, sigmoid_belief
 
 __all__ = ["CATALOGUE", "FAMILIES", "RowNorm"]
 
@@ -58,6 +58,10 @@ def _latent() -> tuple[Pair, Tensor]:
     return latent(normalized_networks(), "bernoulli", networks_of_psi()), bits()
 
 
+def _deep_latent() -> tuple[Pair, Tensor]:
+    return deep_latent(normalized_networks(), (3,), (4,), "bernoulli", networks_of_psi()), bits()
+
+
 def _adversarial() -> tuple[Pair, Tensor]:
     return adversarial(normalized_networks(), "bernoulli", networks_of_psi()), bits()
 
@@ -90,6 +94,7 @@ def _rbm() -> tuple[Pair, Tensor]:
 
 FAMILIES: dict[str, Callable[[], tuple[Pair, Tensor]]] = {
     "latent": _latent,
+    "deep_latent": _deep_latent,
     "adversarial": _adversarial,
     "sigmoid_belief": _sigmoid_belief,
     "mixture": _mixture,

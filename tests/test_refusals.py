@@ -653,7 +653,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "name with settings": (lambda: routines.by_name("iwea(5)"), ("'iwea'", "did you mean 'iwae'")),
     "unknown setting": (lambda: routines.by_name("iwae(j=2)"), ("'j'", "iwae(k")),
     "too many settings": (lambda: routines.by_name("nvil(5)"), ("nvil()", "too many")),
-    "no such estimator": (lambda: routines.by_name("vae(5)"), ("no estimator 5", "pathwise")),
+    "no such estimator": (lambda: routines.by_name("vae(estimator=5)"), ("no estimator 5", "pathwise")),
     "unclosed": (lambda: routines.by_name("iwae(5"), ("iwae(5)", "iwae(name=value)")),
     "settings that are no value": (lambda: routines.by_name("wgan(clip=x)"), ("wgan(5)", "wgan(name=value)")),
     "settings that are code": (lambda: routines.by_name("iwae(__import__('os').getpid())"), ("iwae(5)",)),

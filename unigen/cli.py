@@ -283,6 +283,7 @@ def _report(chosen: Report) -> int:
 
 _PAIR_LINES = {
     "latent": "z ~ N(0, I), x ~ p(x|z); Gaussian guide (Kingma & Welling 2014)",
+    "deep_latent": "z_L, ..., z_1, x, each a normal given the one above; the guide upwards (Burda et al. 2016)",
     "sigmoid_belief": "binary layers and a recognition network (Neal 1992; Hinton et al. 1995)",
     "mixture": "Gaussian or Bernoulli mixture; softmax guide (Dempster, Laird & Rubin 1977)",
     "adversarial": "label y, implicit generator; the guide is the discriminator (Goodfellow et al. 2014; Hu et al. 2018)",

@@ -70,6 +70,7 @@ CLOSED = "closed form, all the data in each step"
 
 _FAMILY = {
     "shared": "generator and trunk of latent and adversarial",
+    "deep_latent": "deep latent model",
     "sigmoid_belief": "sigmoid belief network",
     "mixture": "mixture",
     "rbm": "RBM",

@@ -27,7 +27,7 @@ from unigen.names import nearest
 from unigen.networks import Baseline, Critic, Networks, networks
 from unigen.networks.mlp import ACTIVATIONS
 from unigen.pair import Pair
-from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs import Likelihood, adversarial, deep_latent, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import LIKELIHOODS
 from unigen.phases import Optimizer, Phase, Routine
 from unigen.routines import by_name
@@ -51,7 +51,7 @@ ON_BITS = (
     "persistent_contrastive_divergence",
 )
 ON_REALS = ("vae", "iwae(5)", "wake_sleep", "gan", "wgan_gp", "mmd", "em", "maximum_likelihood")
-PAIRS = ("auto", "latent", "sigmoid_belief", "mixture", "adversarial", "rbm", "flow")
+PAIRS = ("auto", "latent", "deep_latent", "sigmoid_belief", "mixture", "adversarial", "rbm", "flow")
 _OPTIONS = {
     "data": datasets.NAMES,
     "pair": PAIRS,
@@ -227,13 +227,16 @@ def _device(name: str) -> str:
 # -- building ----------------------------------------------------------------------------------------------------------
 
 
-def shared_networks(planned: Plan, seed: int) -> Networks:
-    """Return the network set that latent and adversarial pairs share, a pure function of the seed."""
+def shared_networks(planned: Plan, seed: int, latent: int | None = None) -> Networks:
+    """Return the network set that latent and adversarial pairs share, a pure function of the seed.
+
+    ``latent``: the width of z, where it is not that of the settings.
+    """
     settings, dataset = planned.settings, planned.dataset
     return networks(
         settings.networks,
         dataset.shape,
-        settings.latent or 20,
+        latent or settings.latent or 20,
         hidden=settings.hidden,
         activation=settings.activation,
         mean=dataset.mean if dataset.levels is not None or dataset.binarization != "none" else None,
@@ -252,6 +255,11 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
         for name in psi_networks(arm.routine.phases):
             psi[name] = Baseline(dimension) if name == "baseline" else Critic(shared)
         pair = (latent if family == "latent" else adversarial)(shared, likelihood, psi)
+    elif family == "deep_latent":
+        shared = shared_networks(planned, seed, settings.layers[0])
+        likelihood = Likelihood(planned.likelihood, dataset.levels, bounded=dataset.shape != (2,))
+        inner = tuple(max(1, units // 2) for units in settings.hidden)
+        pair = deep_latent(shared, settings.layers[1:], inner, likelihood, activation=settings.activation)
     elif family == "sigmoid_belief":
         with isolated(seed):
             psi = {name: Baseline(dimension) for name in psi_networks(arm.routine.phases)}

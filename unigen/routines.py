@@ -89,7 +89,8 @@ __all__ = [
 ]
 
 Phases = tuple[Phase, ...]
-LATENT, DISCRETE, ADVERSARIAL = ("latent", "sigmoid_belief", "mixture"), ("sigmoid_belief", "mixture"), ("adversarial",)
+LATENT = ("latent", "deep_latent", "sigmoid_belief", "mixture")
+DISCRETE, ADVERSARIAL = ("sigmoid_belief", "mixture"), ("adversarial",)
 EXACT = ("flow", "mixture")
 GAN_ADAM = Optimizer("Adam", 2e-4, (0.5, 0.999))
 WGAN_ADAM = Optimizer("Adam", 1e-4, (0.0, 0.9))
@@ -149,15 +150,16 @@ def variational_em(steps: int = 1) -> Phases:
 
 
 @declare("Kingma & Welling 2014", "https://arxiv.org/abs/1312.6114", LATENT)
-def vae(estimator: Any = None) -> Phases:
+def vae(k: int | None = None, estimator: Any = None) -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)]
 
-    The wake phase, extended to the guide: both programs climb the evidence lower bound. ``estimator``: of ``ESTIMATORS``;
-    by default pathwise where a site has a reparameterization, the score function elsewhere.
+    The wake phase, extended to the guide: both programs climb the evidence lower bound. ``k``: samples of z a datum, whose
+    bounds are averaged. ``estimator``: of ``ESTIMATORS``; by default pathwise where a site has a reparameterization, the
+    score function elsewhere.
 
     Theory: vae, evidence-decomposes [kingma2014].
     """
-    return (Phase(elbo, Wake(), THETA + PHI, estimator=_estimator(estimator)),)
+    return (Phase(elbo, Wake(k), THETA + PHI, estimator=_estimator(estimator)),)
 
 
 @declare("Higgins et al. 2017", "https://openreview.net/forum?id=Sy2fzU9gl", LATENT)

@@ -31,17 +31,18 @@ class Common:
     seconds: float | None = None
     """Budget of each run in seconds of training, instead of steps."""
     pair: str = "auto"
-    """The model family: latent, sigmoid_belief, mixture, adversarial, rbm, flow; auto takes each routine's own."""
+    """The model family: latent, deep_latent, sigmoid_belief, mixture, adversarial, rbm, flow; auto takes each routine's own."""
     networks: str = "mlp"
     """Shared networks of latent and adversarial pairs: mlp or conv."""
     hidden: tuple[int, ...] = (200, 200)
-    """Widths of the hidden layers of mlp (and of a flow's); the last is the width of conv's trunk."""
+    """Widths of the hidden layers of mlp (and of a flow's); the last is the width of conv's trunk. A deep latent pair has half as
+    many between its latent layers."""
     activation: str = "tanh"
     """Activation of mlp: tanh, relu, leaky_relu, softplus, silu, elu."""
     latent: int | None = None
     """Dimension of z (default 20, on 2-D data 2)."""
     layers: tuple[int, ...] = (200,)
-    """Widths of a sigmoid belief network's layers, from the data up."""
+    """Widths of the latent layers of a sigmoid belief network or a deep latent pair, from the data up."""
     components: int = 20
     """Components of a mixture."""
     units: int = 20

@@ -65,7 +65,8 @@ def path_and_score_agree(generator: Generator, wrong: bool) -> Sides:
                     flat[place] -= sign * step
                 finite.append((ends[0] - ends[1]) / (2 * step))
     by = [
-        expected(routines.vae(name)[0], pair, [(1.0, x)], nodes=4).gradient for name in ("pathwise", "score_function")
+        expected(routines.vae(estimator=name)[0], pair, [(1.0, x)], nodes=4).gradient
+        for name in ("pathwise", "score_function")
     ]
     size = len(exact)
     if wrong:

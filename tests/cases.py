@@ -321,6 +321,14 @@ def discrepancy(rows: int, c: Context) -> Tensor:
 # -- Boltzmann machines ------------------------------------------------------------------------------------------------
 
 
+def distilled(strength: float, share: float, c: Context) -> Tensor:
+    """E_t[log q], t = (1 - pi) p(z|x) + pi q*, q* ~ q exp(-C (1 - r)), r = p(x, z) / max_z p(x, z), all but log q held."""
+    p, q = c.held.p.exp().detach(), c.held.q.exp().detach()
+    teacher = q * (-strength * (1 - p / p.amax(1, keepdim=True))).exp()
+    target = (1 - share) * p / p.sum(1, keepdim=True) + share * teacher / teacher.sum(1, keepdim=True)
+    return (target * c.live.q).sum(1).mean()
+
+
 def contrast(steps: int, start: int | None, c: Context) -> Tensor:
     """E_data log p~(x) - E_chain log p~(x), the chain's end held; p~ by the sum over h."""
     t = c.live
@@ -360,6 +368,7 @@ def _discrete() -> list[Case]:
             named(routines.wake_sleep, 0, world, waking),
             named(routines.maximum_likelihood, 0, world, evidence),
             named(routines.em(closed_form=False), 0, world, evidence, value=complete),
+            named(routines.rule_distillation(strength=3.0, share=0.4), 0, world, partial(distilled, 3.0, 0.4)),
             Case(
                 f"enumerated elbo, {world}",
                 Phase(elbo_objective, Enumerate(), THETA + PHI),

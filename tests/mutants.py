@@ -283,6 +283,28 @@ MUTANTS = (
         "torch.sigmoid(-draw",
         "aavae 2, one layer, N=1",
     ),
+    # -- rules --
+    Mutant(
+        "rules broken are rewarded",
+        f"{OBJECTIVES}:Imitation.__call__",
+        "+ self.strength * broken",
+        "- self.strength * broken",
+        "rule_distillation(strength=3.0, share=0.4) 1, symbols, N=2",
+    ),
+    Mutant(
+        "the teacher takes the labels' share",
+        f"{OBJECTIVES}:Imitation.__call__",
+        "(1 - self.share) * torch.softmax(draw.log_p, 0) + self.share * teacher",
+        "self.share * torch.softmax(draw.log_p, 0) + (1 - self.share) * teacher",
+        "rule_distillation(strength=3.0, share=0.4) 1, symbols, N=2",
+    ),
+    Mutant(
+        "plausibility is not relative to the best account",
+        "unigen.logic:plausibility",
+        "draw.log_p - draw.log_p.amax(0)",
+        "draw.log_p",
+        "rule_distillation(strength=3.0, share=0.4) 1, symbols, N=2",
+    ),
     # -- constraints and chains --
     Mutant(
         "reward of generated rows halved",

@@ -22,6 +22,7 @@ __all__ = [
     "Discriminate",
     "FGan",
     "GradientPenalized",
+    "Imitation",
     "Mmd",
     "Negative",
     "Network",
@@ -279,6 +280,50 @@ class Activated:
 
     def __call__(self, draw: Any) -> Tensor:
         return 2 * torch.sigmoid(draw.network(self.network)(draw["x"])).detach() * elbo(draw)
+
+
+# -- rules: a teacher for the guide ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """log t(z|x) - log q(z|x), t = (1 - π) p(z|x) + π q*, q* ~ q exp(C Σ rules): a target for the student q, over q itself.
+
+    Under ``Enumerate`` alone; (M, N). rules: functions of a draw, such as ``unigen.logic.Rule``, that are 0 where a rule holds
+    and below it where it is broken. strength: C >= 0. share: π in [0, 1]. p(z|x) is the model's posterior; where the model
+    holds labels it is the label itself (Hu, Ma, Liu, Hovy & Xing 2016).
+
+    Theory: rule-distillation, rule-teacher, distillation-mixes-targets [hu2016].
+    """
+
+    rules: tuple[Objective, ...]
+    strength: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if not self.rules or not all(callable(rule) for rule in self.rules):
+            raise ValueError(f"rules are functions of a draw, such as Rule(truth); got {str(self.rules):.80}")
+        for name, value, most in (("strength", self.strength, math.inf), ("share", self.share, 1)):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 <= value <= most
+                or value == math.inf
+            ):
+                raise ValueError(
+                    f"the {name} is a number from 0{' to 1' if most == 1 else ''}; got {name}={str(value):.80}"
+                )
+
+    def __call__(self, draw: Any) -> Tensor:
+        if not draw.enumerated:
+            raise ValueError("a teacher is normalized over every value of the latents: use it under Enumerate()")
+        broken = sum(rule(draw) for rule in self.rules)
+        teacher = torch.softmax(draw.log_q + self.strength * broken, 0)
+        target = (1 - self.share) * torch.softmax(draw.log_p, 0) + self.share * teacher
+        return target.log() - draw.log_q
+
+    def __str__(self) -> str:
+        return f"Imitation({', '.join(map(name_of, self.rules))}; C={self.strength:g}, π={self.share:g})"
 
 
 # -- combinations ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import ast
 from typing import Any
 
 from unigen.kernels import Gibbs
+from unigen.logic import Rule, plausibility
 from unigen.names import nearest
 from unigen.objectives import (
     Activated,
@@ -18,6 +19,7 @@ from unigen.objectives import (
     Discriminate,
     FGan,
     GradientPenalized,
+    Imitation,
     Mmd,
     Negative,
     Network,
@@ -79,6 +81,7 @@ __all__ = [
     "posterior_regularization",
     "reinforce",
     "reweighted_wake_sleep",
+    "rule_distillation",
     "standard_equation",
     "vae",
     "variational_em",
@@ -383,6 +386,26 @@ def posterior_regularization(
     model = Phase(OnGenerated(reward), Sleep(), THETA) if implicit else Phase(log_p, q_star, THETA)
     teacher = (Phase(constraint, Wake(), PSI, against=q_star),) if learn else ()
     return (*base, model, *teacher)
+
+
+@declare("Hu, Ma, Liu, Hovy & Xing 2016", "https://arxiv.org/abs/1603.06318", DISCRETE)
+def rule_distillation(
+    rules: Objective | tuple[Objective, ...] = plausibility,
+    strength: float = 6.0,
+    share: float = 0.5,
+    base: Routine | Phases = (),
+) -> Phases:
+    """q* ∝ q_φ exp(-C Σ_l λ_l (1 - r_l));  max_φ E_data E_t[log q_φ(z|x)], t = (1 - π) p_θ(z|x) + π q*
+
+    After the phases of ``base``, the guide is a student: it learns from labels, which the model holds (else from the model's
+    posterior), and as far as ``share`` π says imitates the teacher that ``strength`` C and the rules make of it. ``rules``:
+    a ``unigen.logic.Rule``, the truth of one of confidence 1, or a tuple of them. With π = 0 the rules are left out.
+
+    Theory: rule-distillation, rule-teacher, distillation-mixes-targets [hu2016, hinton2015].
+    """
+    listed = rules if isinstance(rules, tuple) else (rules,)
+    made = tuple(rule if isinstance(rule, Rule) else Rule(rule) for rule in listed)
+    return (*base, Phase(log_q, Tilted(Enumerate(), Imitation(made, strength, share)), PHI))
 
 
 @declare("Hinton 2002", "https://doi.org/10.1162/089976602760128018", ("rbm",), RBM_ADAM)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import load_file
 
 from unigen.cli import main, routines_markdown
+from unigen.evaluate import Protocol, evaluate
 from unigen.networks import fingerprint
 from unigen.planning import build_pair, plan, psi_networks
 from unigen.routines import by_name, catalogue
+from unigen.runs import load_weights
 from unigen.settings import Settings
+from unigen.stored import read_comparison
 
 README = Path(__file__).parents[1] / "README.md"
 TINY = ["--hidden", "16", "--steps", "4", "--batch-size", "32", "--particles", "3", "--test-size", "40"]
@@ -55,7 +60,36 @@ def test_every_run_is_complete_and_says_what_its_likelihood_is(comparison):
     }
     assert found["vae", 0]["log_likelihood"]["how"] == "importance-weighted bound, K = 3, 40 test data"
     assert found["gan", 0]["log_likelihood"]["value"] is None
-    assert found["gan", 0]["metrics"]["coverage"]["of"] == 10
+    figures = {figure["name"]: figure for figure in found["gan", 0]["figures"]}
+    assert figures["classes covered"]["units"] == "of 10" and figures["FID"]["kind"] == "distance"
+    (refusal,) = found["gan", 0]["refusals"]
+    assert refusal["name"] == "log p(x)" and "unigen evaluate DIR" in refusal["why"]
+
+
+def test_the_figures_of_a_run_are_those_of_the_evaluator(comparison):
+    planned = plan(read_comparison(comparison)[0])
+    for arm in planned.arms:
+        folder = comparison / arm.slug / "seed-3"
+
+        def no(constant):
+            raise ValueError(f"{constant} is no JSON")
+
+        result = json.loads((folder / "result.json").read_text(), parse_constant=no)
+        pair = build_pair(planned, arm, 3)
+        load_weights(folder / "weights.safetensors", pair)
+        protocol = Protocol(test=40, particles=3, samples=1000)
+        found = evaluate(pair, planned.dataset, protocol, quick=True, seed=2).as_json()
+        stored = [figure for figure in result["figures"] if figure.get("features") != "own classifier"]
+        assert stored == found["figures"] and result["refusals"] == found["refusals"]
+        likelihood = result["log_likelihood"]
+        assert set(likelihood) >= {"value", "standard_error", "kind", "how", "units"}
+        if likelihood["kind"] == "none":
+            assert not (folder / "per_datum.json").exists() and likelihood["interval"] is None
+            continue
+        per_datum = numpy.array(json.loads((folder / "per_datum.json").read_text())["log_likelihood"])
+        assert len(per_datum) == 40 and abs(per_datum.mean() - likelihood["value"]) < 1e-5
+        low, high = scipy.stats.t.interval(0.95, 39, likelihood["value"], per_datum.std(ddof=1) / 40**0.5)
+        assert numpy.allclose(likelihood["interval"], [low, high], atol=1e-4)
 
 
 def test_the_files_of_a_run_are_there_and_readable(comparison):
@@ -63,7 +97,10 @@ def test_the_files_of_a_run_are_there_and_readable(comparison):
     assert "contrastive_divergence" in page and "<script" not in page
     folder = comparison / "vae" / "seed-3"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert any("evaluation" in line for line in lines)
+    (*_, evaluation) = (line["evaluation"] for line in lines if "evaluation" in line)
+    assert evaluation["kind"] == "bound" and evaluation["of"].startswith("MMD² of ")
+    implicit = [json.loads(line) for line in (comparison / "gan/seed-3/metrics.jsonl").read_text().splitlines()]
+    assert any("distance" in line.get("evaluation", {}) for line in implicit)
     assert {line["step"] for line in lines if "values" in line} == {1, 2, 3, 4}
     weights = load_file(folder / "weights.safetensors")
     assert any(name.startswith("model.generator") for name in weights)
@@ -126,8 +163,10 @@ def test_a_density_reports_the_pacgan_protocol(tmp_path):
         == 0
     )
     found = results(out)
-    assert found["gan", 1]["metrics"]["modes"]["of"] == 8
-    assert 0 <= found["gan", 1]["metrics"]["high_quality"]["value"] <= 1
+    figures = {figure["name"]: figure for figure in found["gan", 1]["figures"]}
+    assert figures["modes captured"]["units"] == "of 8"
+    assert 0 <= figures["high-quality share"]["value"] <= 1 and figures["high-quality share"]["n"] == 2500
+    assert figures["MMD²"]["n_fake"] == figures["MMD²"]["n_real"] == 1000
     assert found["maximum_likelihood", 1]["log_likelihood"]["kind"] == "exact"
 
 

@@ -159,21 +159,18 @@ def test_a_failure_that_may_be_one_of_the_program_leaves_its_traceback(tmp_path,
     assert words.startswith("Traceback") and words.endswith("RuntimeError: mat1 and mat2 cannot be multiplied\n")
 
 
-@pytest.mark.parametrize("place", ["log_likelihood", "sample", "save_samples", "save_weights"])
+@pytest.mark.parametrize("place", ["evaluate", "save_samples", "save_weights"])
 def test_a_run_that_was_stopped_after_its_training_is_only_evaluated(tmp_path, undisturbed, monkeypatch, place):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    if place == "log_likelihood":
-        monkeypatch.setattr("unigen.arms._Log._due", lambda self, step, seconds: 0)
     monkeypatch.setattr(f"unigen.compare.{place}", full)
     out = tmp_path / "out"
     assert start(out) == 1 and result_of(out)["status"] == "stopped"
     monkeypatch.undo()
     assert start(out) == 0
     assert result_of(out)["notes"] == ["resumed at step 30"]
-    if place != "log_likelihood":
-        assert written(out) == written(undisturbed)
+    assert written(out) == written(undisturbed)
 
 
 def test_where_no_checkpoint_is_good_the_run_is_not_begun_anew_silently(tmp_path, monkeypatch, capsys):
@@ -208,7 +205,7 @@ def test_a_full_disk_that_takes_no_result_either_is_one_sentence(tmp_path, monke
 def test_a_finished_comparison_trains_and_evaluates_nothing(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path / "out")
     monkeypatch.setattr("unigen.arms.fit", None)
-    for name in ("log_likelihood", "sample", "train_classifier", "build_pair"):
+    for name in ("evaluate", "reconstruct", "train_classifier", "build_pair"):
         monkeypatch.setattr(f"unigen.compare.{name}", None)
     assert start(tmp_path / "out") == 0
 

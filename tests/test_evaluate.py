@@ -141,7 +141,9 @@ def test_bounds_of_many_weights_are_those_of_all_at_once(digits, monkeypatch):
     assert torch.equal(found["ELBO"].per_datum, curve[0].per_datum)
     many = digits.train[:1010]  # two pieces
     whole = log_importance_weights(pair, many, 7, 5)
-    assert torch.equal(log_importance_weights(pair, many, 7, 5, lambda w: bound_of(w, 7)), bound_of(whole, 7))
+    assert torch.allclose(
+        log_importance_weights(pair, many, 7, 5, lambda w: bound_of(w, 7)), bound_of(whole, 7), 0, 1e-11
+    )
 
 
 def test_quick_distances_are_of_the_first_thousand_and_modes_of_all():
@@ -200,7 +202,7 @@ def test_without_validation_data_noise_is_not_tuned(digits):
 
 
 def test_a_protocol_is_checked():
-    for wrong in ({"test": 1}, {"particles": 0}, {"partition": 0}):
+    for wrong in ({"test": 0}, {"particles": 0}, {"partition": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Protocol(**wrong)
 

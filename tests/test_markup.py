@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Page, realistic, write_config, write_run
+from test_report import Page, figure, of_samples, realistic, write_config, write_run
 
 from unigen.report import render, table, table_markdown
 
@@ -85,18 +85,25 @@ def attacked(path: Path, strings: Strings) -> Path:
             strings(): {"value": 1.0, "how": strings(), "of": 3, "units": strings()},
             "mmd": {"value": 2.0, "how": strings()},
         }
-        folder = write_run(
-            path, slug, seed, metrics=metrics, routine=strings(), error=strings(), notes=[strings(), strings()]
-        )
+        # the names of figures that a table leads with stay, so that their columns are there
+        figures = [strings.everywhere(of_samples("x", 1.0, units="x", how="x", warning="x")) | {"name": "FID"},
+                   strings.everywhere(of_samples("x", 2.0, units="x")) | {"kind": "distance"},
+                   strings.everywhere(of_samples("x", 3.0, interval=[1.0, 2.0], how="x", features="x")),
+                   strings.everywhere(figure("x", 4.0, units="x", how="x", warning="x"))]  # fmt: skip
+        refusals = [{"name": strings(), "why": strings()}, {"name": strings(), "why": strings()}]
+        found = {"metrics": metrics, "figures": figures, "refusals": refusals}
+        folder = write_run(path, slug, seed, **found, routine=strings(), error=strings(), notes=[strings(), strings()])
         result = json.loads((folder / "result.json").read_text()) | {"status": status}
         result["log_likelihood"] |= {"how": strings(), "kind": strings(), "units": strings()}
         (folder / "result.json").write_text(json.dumps(result))
         (folder / "config.json").write_text(
             json.dumps(strings.everywhere(json.loads((path / "config.json").read_text())))
         )
-        phase, kind = strings(), strings()
+        phase, kind, of = strings(), strings(), strings()
         lines: list[dict[str, Any]] = [{"step": s, "seconds": s, "values": {phase: 1.0 / s}} for s in (1, 2, 3)]
-        lines += [{"step": s, "seconds": s, "evaluation": {"log_likelihood": -s, "kind": kind}} for s in (1, 2, 3)]
+        evaluation = {"log_likelihood": -1, "kind": kind, "distance": 1, "of": of}
+        lines += [{"step": s, "seconds": s, "evaluation": evaluation} for s in (1, 2, 3)]
+        (folder / "per_datum.json").write_text(json.dumps({"log_likelihood": [1, 2, strings()], "how": strings()}))
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     odd = strings.folder(path)
     (odd / f"seed-<i onclick=x>q{strings.count}q").mkdir()

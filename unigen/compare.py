@@ -20,22 +20,14 @@ from unigen.arms import Ready, together, train
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset
 from unigen.durable import write_json, write_whole
-from unigen.evaluate import (
-    LeNet,
-    class_coverage,
-    features_of,
-    log_likelihood,
-    mixture_metrics,
-    reconstruct,
-    sample,
-    sample_distance,
-    train_classifier,
-)
+from unigen.evaluate import Examination, Figure, Protocol, evaluate, features_of, reconstruct, train_classifier
 from unigen.evaluate.samples import Predictor
 from unigen.failures import OWN, failure, hint
+from unigen.intervals import quantile
 from unigen.lock import locked
 from unigen.networks import fingerprint
 from unigen.pair import Pair
+from unigen.pairs.rbm import BoltzmannMachine
 from unigen.planning import Arm, Plan, build_pair
 from unigen.runs import finite, save_grid, save_samples, save_weights
 from unigen.streams import isolated
@@ -180,46 +172,55 @@ def _tidy(kept: Checkpoints) -> None:
 
 
 def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Predictor | None) -> dict[str, Any]:
-    """Measure a trained pair on test data, and write its pictures."""
+    """Give a trained pair the quick examination, and write its pictures and its log-likelihood of each test datum."""
     dataset, test = planned.dataset, planned.test
-    found = log_likelihood(pair, test, planned.settings.particles, seed=2)
-    likelihood = {"value": finite(found.value), "standard_error": finite(found.standard_error), "kind": found.kind}
-    metrics: dict[str, Any] = {}
-    n = min(2500 if dataset.density is not None else 1000, len(dataset.test))
-    made, data = sample(pair, n, test, seed=3), dataset.test[:n].to(planned.device)
-    if bool(torch.isfinite(made.x).all()):
-        for name, kernel in (("mmd", "gaussian"), ("kid", "cubic")):
-            if name == "kid" and dataset.density is not None:
-                continue
-            distance = sample_distance(made.x, data, kernel)
-            how = (
-                "unbiased MMD², Gaussian kernels of 0.5, 1 and 2 median distances" if name == "mmd" else "cubic kernel"
-            )
-            how += f", {n} samples, {n} test data" + ("" if dataset.density is not None else ", raw pixels")
-            metrics[name] = {
-                "value": finite(distance.value),
-                "standard_error": finite(distance.standard_error),
-                "how": how,
-            }
-    means = getattr(dataset.density, "means", None)
-    if means is not None:
-        modes = mixture_metrics(made.x.cpu(), means, dataset.density.std)  # type: ignore[union-attr]
-        how = f"PacGAN protocol, {n} samples, 3 standard deviations"
-        metrics["modes"] = {"value": modes.modes_captured, "of": modes.modes, "how": how}
-        metrics["high_quality"] = {"value": modes.high_quality, "how": how}
-        metrics["reverse_kl"] = {"value": finite(modes.reverse_kullback_leibler), "how": how, "units": "nats"}
-    if classifier is not None and dataset.test_labels is not None:
-        classes = int(dataset.test_labels.max()) + 1
-        coverage = class_coverage(made.x.cpu(), classifier, classes, dataset.test_labels)
-        by = "frozen LeNet" if isinstance(classifier, LeNet) else "own classifier"
-        how = f"classes with at least a tenth of their share of the data, {n} samples, {by}"
-        metrics["coverage"] = {"value": coverage.covered, "of": classes, "how": how}
-    save_samples(folder / "samples.png", made.x, made.mean[:100], dataset)
+    # 2500 samples are the protocol of mixtures (Lin et al. 2018, PacGAN)
+    protocol = Protocol(
+        test=len(test), particles=planned.settings.particles, samples=2500 if dataset.density is not None else 1000
+    )
+    found = evaluate(pair, dataset, protocol, classifier=classifier, device=planned.device, quick=True, seed=2)
+    figure = _likelihood_figure(found, pair)
+    if figure is not None and figure.per_datum is not None and bool(torch.isfinite(figure.per_datum).all()):
+        per_datum = [round(value, 5) for value in figure.per_datum.tolist()]
+        write_json(folder / "per_datum.json", {"log_likelihood": per_datum, "how": figure.how})
+    if found.samples is not None:
+        save_samples(folder / "samples.png", found.samples.x, found.samples.mean[:100], dataset)
     if dataset.shape != (2,):
         rebuilt = reconstruct(pair, test[:10], seed=4) if pair.likelihood != "none" else None
         if rebuilt is not None:
             save_grid(folder / "reconstructions.png", torch.cat([test[:10], rebuilt]), dataset.shape)
-    return {"log_likelihood": likelihood | {"how": found.how, "units": "nats"}, "metrics": metrics}
+    return {"log_likelihood": _log_likelihood(pair, figure, protocol.particles)} | found.as_json()
+
+
+def _likelihood_figure(found: Examination, pair: Pair) -> Figure | None:
+    """Return the log-likelihood by which routines are ranked: exact, or the bound of the most particles."""
+    if pair.likelihood == "none":
+        return None
+    exact = [figure for figure in found.figures if figure.name == "log p(x)" and figure.kind == "exact"]
+    bounds = [figure for figure in found.figures if figure.name == "ELBO" or figure.name.startswith("log p(x), K = ")]
+    return exact[0] if exact else bounds[-1]
+
+
+def _log_likelihood(pair: Pair, figure: Figure | None, particles: int) -> dict[str, Any]:
+    """Return the entry of a result for its log-likelihood; the interval of 95 % is over the test data."""
+    if figure is None:
+        how = "unnormalized: none" if isinstance(pair.model, BoltzmannMachine) else "implicit: none"
+        return {"value": None, "standard_error": None, "interval": None, "kind": "none", "how": how, "units": "nats"}
+    kind = "exact" if figure.kind == "exact" else "bound"
+    how = "exact" if kind == "exact" else f"importance-weighted bound, K = {particles}"
+    value, error = finite(figure.value), finite(figure.standard_error)
+    between = None
+    if value is not None and error is not None:
+        between = [value - quantile(figure.n) * error, value + quantile(figure.n) * error]
+    return {
+        "value": value,
+        "standard_error": error,
+        "interval": between,
+        "kind": kind,
+        "how": f"{how}, {figure.n} test data",
+        "units": figure.units,
+        "n": figure.n,
+    }
 
 
 def _classifier(dataset: Dataset) -> Predictor | None:

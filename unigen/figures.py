@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Panel", "Series", "averaged", "number", "panel", "thinned", "ticks", "worth_showing"]
+__all__ = ["Panel", "Series", "averaged", "log_ticks", "number", "panel", "thinned", "ticks", "worth_showing"]
 
 Point = tuple[float, float]
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52.0, 10.0, 10.0, 40.0
@@ -94,6 +94,20 @@ def ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:
     return [(value, number(value, max(0, -exponent))) for value in values]
 
 
+def log_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
+    """Choose at most `most` values in [low, high], 1, 2 or 5 times powers of ten, or the powers alone, with their labels."""
+    if not (0 < low < high < math.inf):
+        raise ValueError(f"ticks of a logarithmic axis need finite ends with 0 < low < high, got {low} and {high}.")
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        found = [f * 10.0**e for e in range(first, last + 1) for f in factors if low <= f * 10.0**e <= high]
+        if 2 <= len(found) <= most:
+            break
+    else:
+        found = found[:: -(-len(found) // most)] if len(found) > 1 else [low, high]
+    return [(value, f"{value:g}" if value < 1e4 else number(value, 0)) for value in found]
+
+
 def averaged(runs: Sequence[Sequence[tuple[float, float, float]]]) -> list[tuple[float, float, float]]:
     """Average (step, x, y) over runs, at the steps that every run has.
 
@@ -145,25 +159,34 @@ def panel(
     height: float = 330.0,
     y_range: tuple[float, float] | None = None,
     tick_count: int = 5,
+    logarithmic: bool = False,
 ) -> Panel | None:
-    """Lay out one chart; None when there is no finite point to draw."""
+    """Lay out one chart, its x axis `logarithmic` or not; None when there is no finite point to draw."""
+    least = 1 / LARGEST if logarithmic else -LARGEST
     lines = [
         Series(s.label, kept, s.color, s.faint, s.hollow, s.marked)
         for s in series
-        if (kept := tuple((x, y) for x, y in s.points if abs(x) < LARGEST and abs(y) < LARGEST))
+        if (kept := tuple((x, y) for x, y in s.points if least < x < LARGEST and abs(y) < LARGEST))
     ]
     if not lines:
         return None
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_low, x_high = _widened(min(0.0, min(xs)), max(xs), 0.0, 0.02)
+    place = math.log10 if logarithmic else float
+    if logarithmic:
+        margin = max(0.04 * (place(max(xs)) - place(min(xs))), 0.1)  # decades
+        x_low, x_high = place(min(xs)) - margin, place(max(xs)) + margin
+        x_ticks = log_ticks(10**x_low, 10**x_high)
+    else:
+        x_low, x_high = _widened(min(0.0, min(xs)), max(xs), 0.0, 0.02)
+        x_ticks = ticks(x_low, x_high, tick_count)
     y_low, y_high = _widened(*(y_range or (min(ys), max(ys))), 0.05, 0.05)
     top = MARGIN_TOP
     inner_width = width - MARGIN_LEFT - MARGIN_RIGHT
     inner_height = height - top - (MARGIN_BOTTOM if x_label else MARGIN_BOTTOM / 2)
 
     def across(x: float) -> float:
-        return round((x - x_low) / (x_high - x_low) * inner_width, 1)
+        return round((place(x) - x_low) / (x_high - x_low) * inner_width, 1)
 
     def down(y: float) -> float:
         # values far outside the frame are drawn just outside it: the frame clips, and coordinates stay small
@@ -195,7 +218,7 @@ def panel(
         top=top,
         inner_width=inner_width,
         inner_height=inner_height,
-        x_ticks=tuple(Tick(across(value), label) for value, label in ticks(x_low, x_high, tick_count)),
+        x_ticks=tuple(Tick(across(value), label) for value, label in x_ticks),
         y_ticks=tuple(Tick(down(value), label) for value, label in ticks(y_low, y_high, tick_count)),
         curves=curves,
         hidden=sum(1 for y in ys if y < y_low or y > y_high),

@@ -7,18 +7,19 @@ The page loads nothing: styles are inline, pictures are data URIs, charts are SV
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from unigen.curves import COLORS, quality_panels, seeds_and_mean
 from unigen.durable import write_whole
-from unigen.figures import Panel, Series, averaged, number, panel, thinned, worth_showing
+from unigen.figures import number, panel, worth_showing
 from unigen.results import Run, announced, as_mapping, as_number, as_sequence, as_text, read_config, read_runs
-from unigen.tables import table, table_markdown, tabulate
+from unigen.tables import differences, table, table_markdown, tabulate
 
 __all__ = ["read_runs", "render", "table", "table_markdown"]
 
-COLORS = 8  # the palette of the template
 OPERATORS = ("max", "min", "sup", "inf", "argmax", "argmin", "KL", "MMD")
 DASH = "\N{EN DASH}"
 
@@ -48,7 +49,7 @@ def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
     slugs = list(dict.fromkeys(run.slug for run in runs))
     data = as_mapping(config.get("data"))
     unfinished = [run for run in runs if run.status != "complete"]
-    results = tabulate(runs)
+    results, counts = tabulate(runs), {"Table": count(1), "Figure": count(1)}
     routines = [_routine(index, slug, name, described.get(slug, {}), [run for run in runs if run.slug == slug])
                 for index, (slug, name) in enumerate(zip(slugs, results.names, strict=True))]  # fmt: skip
     keys = {routine["slug"]: routine["key"] for routine in routines}
@@ -65,10 +66,17 @@ def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         ],
         "total": len(runs),
         "results": results,
+        "differences": differences(runs),
+        "distances": tabulate(runs, "distances"),
+        "shares": tabulate(runs, "shares"),
+        "posterior": tabulate(runs, "posterior"),
+        "refusals": _refusals(keys, runs),
         "keys": list(keys.values()),
         "seeds": len({run.seed for run in runs}),
-        "curves": _curves(keys, runs),
-        "drawn": [key for slug, key in keys.items() if any(run.slug == slug and run.evaluations for run in runs)],
+        "curves": quality_panels(keys, runs),
+        "drawn": [
+            key for slug, key in keys.items() if any(r.slug == slug and (r.evaluations or r.distances) for r in runs)
+        ],
         "hollow": [key for slug, key in keys.items() if any(run.slug == slug and run.kind == "exact" for run in runs)],
         "routines": routines,
         "per_seed": [_seed_row(keys[run.slug], run) for run in runs],
@@ -76,6 +84,7 @@ def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "created": _date(as_text(config.get("created"))),
         "unigen": as_text(config.get("unigen")),
         "environment": _environment(config),
+        "numbered": lambda kind: f"{kind} {next(counts[kind])}",
         "hashes": [("data", "fingerprint", as_text(data.get("fingerprint")))] * bool(data.get("fingerprint"))
         + [(kind, label, value) for kind in ("weights", "order") for label, value in _hashes(config, kind)],
     }
@@ -93,7 +102,7 @@ def _routine(index: int, slug: str, name: str, entry: dict[str, Any], runs: Sequ
     panels = []
     for value in dict.fromkeys(value for run in runs for value in run.values):
         lines = {run: [(s, s, v) for s, _, v in run.values[value]] for run in runs if value in run.values}
-        series = _seeds_and_mean(value, lines, index % COLORS)
+        series = seeds_and_mean(value, lines, index % COLORS)
         y_range = worth_showing(series)
         panels.append(
             panel(
@@ -131,33 +140,15 @@ def _first(runs: Sequence[Run], attribute: str) -> tuple[str, str]:
     return next(((getattr(run, attribute), run.seed) for run in runs if getattr(run, attribute)), ("", ""))
 
 
-def _seeds_and_mean(
-    name: str, lines: dict[Run, list[tuple[float, float, float]]], color: int, hollow: bool = False
-) -> list[Series]:
-    """A thin line for each seed and a thick one for the mean of the complete ones; one seed alone is its own mean."""
-
-    def draw(points: list[tuple[float, float, float]]) -> tuple[tuple[float, float], ...]:
-        return tuple(thinned([(x, y) for _, x, y in points]))
-
-    whole = [points for run, points in lines.items() if run.status == "complete"] or list(lines.values())
-    seeds = [Series(f"{name}, seed {run.seed}", draw(points), color, True) for run, points in lines.items()]
-    mean = draw(averaged(whole))
-    return [*(seeds if len(seeds) > 1 else []), Series(name, mean, color, hollow=hollow, marked=len(mean) <= 40)]
-
-
-def _curves(keys: dict[str, str], runs: Sequence[Run]) -> list[Panel]:
-    """Validation log-likelihood against steps and against seconds: seeds are thin lines, their mean a thick one."""
-    panels = []
-    for label, column in (("steps", 0), ("seconds of training", 1)):
-        series = []
-        for index, (slug, key) in enumerate(keys.items()):
-            lines = {run: [(e[0], e[column], e[2]) for e in run.evaluations]
-                     for run in runs if run.slug == slug and run.evaluations}  # fmt: skip
-            series += _seeds_and_mean(key, lines, index % COLORS, any(run.kind == "exact" for run in lines))
-        y_range = worth_showing([line for line in series if not line.faint])
-        y_label = "validation log-likelihood (nats)"
-        panels.append(panel(series, x_label=label, y_label=y_label, y_range=y_range, title=f"against {label}"))
-    return [found for found in panels if found]
+def _refusals(keys: dict[str, str], runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What the evaluator refused, why, and of which routines."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        for refusal in map(as_mapping, as_sequence(run.result.get("refusals"))):
+            name, why = as_text(refusal.get("name")), as_text(refusal.get("why"))
+            if why:
+                found.setdefault((name, why), {})[keys[run.slug]] = None
+    return [(name, ", ".join(routines), why) for (name, why), routines in found.items()]
 
 
 def _summary(config: dict[str, Any], data: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, list[str], Any]]:
@@ -179,7 +170,7 @@ def _summary(config: dict[str, Any], data: dict[str, Any], runs: Sequence[Run]) 
                       _say("parameters: {}", ", ".join(f"{_greek(g)} {_whole(n)}" for g, n in parameters.items()))]),
         ("Budget", [*(f"{_whole(n)} {unit}" for unit, n in budget.items() if n is not None),
                     _say("batches of {}", config.get("batch_size")), "the same for every routine" if budget else ""]),
-        ("Seeds", [", ".join(seeds), f"{complete} of {_count(len(runs), 'run')} complete"]),
+        ("Seeds", [", ".join(seeds), f"{complete} of {len(runs)} runs complete"]),
     ]  # fmt: skip
     start = [(what, found) for kind, what in (("weights", "initial weights"), ("order", "order of data"))
              if (found := _hashes(config, kind))]  # fmt: skip
@@ -213,7 +204,12 @@ def _seed_row(key: str, run: Run) -> dict[str, Any]:
     likelihood = as_mapping(run.result.get("log_likelihood"))
     value, error, kind = (likelihood.get(name) for name in ("value", "standard_error", "kind"))
     value, error, seconds = as_number(value), as_number(error), as_number(run.result.get("seconds"))
-    text = DASH if value is None else number(value, 2) + (f" ± {number(error, 2)}" if error is not None else "")
+    ends = [as_number(end) for end in as_sequence(likelihood.get("interval"))]
+    text = DASH if value is None else number(value, 2)
+    if value is not None and len(ends) == 2 and None not in ends:
+        text += " [" + ", ".join(number(end, 2) for end in ends if end is not None) + "]"
+    elif value is not None and error is not None:
+        text += f" ({number(error, 2)})"
     return {
         "routine": key,
         "seed": run.seed,

@@ -5,7 +5,6 @@ parse, or has the wrong type, or is not finite, is absent.
 """
 
 import json
-import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ __all__ = [
     "read_runs",
 ]
 
+LARGEST = 1e100  # what is beyond is no measurement, and sums and squares of the rest stay finite
 STATUSES = ("complete", "failed", "incomplete", "not started")
 
 
@@ -32,7 +32,9 @@ STATUSES = ("complete", "failed", "incomplete", "not started")
 class Run:
     """One routine and one seed, as far as the files go; `values` holds (step, seconds, value) by phase.
 
-    `notes` say where it was resumed and what was unusual then, `checkpoint` the step that it would go on from.
+    `evaluations` are log-likelihoods of validation data, of one `kind`, `distances` those of samples from them, of what
+    `distance` names; both hold (step, seconds, value). `per_datum`: the log-likelihood of each test datum. `notes` say where
+    it was resumed and what was unusual then, `checkpoint` the step that it would go on from.
     """
 
     slug: str
@@ -46,6 +48,9 @@ class Run:
     values: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
     evaluations: list[tuple[float, float, float]] = field(default_factory=list)
     kind: str = ""
+    distances: list[tuple[float, float, float]] = field(default_factory=list)
+    distance: str = ""
+    per_datum: tuple[float, ...] = ()
     samples: str = ""
     reconstructions: str = ""
     notes: tuple[str, ...] = ()
@@ -104,6 +109,7 @@ def _read_run(path: Path, slug: str, name: str, seed: str) -> Run:
     status = result.get("status") if result.get("status") in ("complete", "failed") else "incomplete"
     values: dict[str, list[tuple[float, float, float]]] = {}
     evaluations, last, kind = [], as_number(result.get("steps")), ""
+    distances, distance = [], ""
     for line in _lines(path / "metrics.jsonl"):
         step, seconds = as_number(line.get("step")), as_number(line.get("seconds"))
         if step is None:
@@ -116,11 +122,20 @@ def _read_run(path: Path, slug: str, name: str, seed: str) -> Run:
         if (value := as_number(evaluation.get("log_likelihood"))) is not None and seconds is not None:
             evaluations.append((step, seconds, value))
             kind = as_text(evaluation.get("kind"))
+        if (value := as_number(evaluation.get("distance"))) is not None and seconds is not None:
+            distances.append((step, seconds, value))
+            distance = as_text(evaluation.get("of"))
     samples, reconstructions = _image(path / "samples.png"), _image(path / "reconstructions.png")
     error, config = as_text(result.get("error")), _read_json(path / "config.json")
     notes = tuple(filter(None, map(as_text, as_sequence(result.get("notes")))))
-    return Run(slug, name, seed, str(status), error, last, config, result,
-               values, evaluations, kind, samples, reconstructions, notes, _checkpoint(path / "checkpoints"))  # fmt: skip
+    return Run(slug, name, seed, str(status), error, last, config, result, values, evaluations, kind, distances, distance,
+               _per_datum(path), samples, reconstructions, notes, _checkpoint(path / "checkpoints"))  # fmt: skip
+
+
+def _per_datum(path: Path) -> tuple[float, ...]:
+    """The log-likelihood of each test datum, or () where one is no number: then there is nothing to pair."""
+    values = [as_number(value) for value in as_sequence(_read_json(path / "per_datum.json").get("log_likelihood"))]
+    return () if None in values else tuple(value for value in values if value is not None)
 
 
 def _checkpoint(path: Path) -> int | None:
@@ -166,7 +181,7 @@ def as_number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) < LARGEST else None
     except OverflowError:
         return None
 

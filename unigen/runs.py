@@ -5,6 +5,7 @@ DIR/SLUG/seed-S/config.json              the run's own configuration and version
 DIR/SLUG/seed-S/metrics.jsonl            appended while it runs: values of the phases, evaluations
 DIR/SLUG/seed-S/weights.safetensors      the trained pair
 DIR/SLUG/seed-S/samples.png, reconstructions.png, result.json
+DIR/SLUG/seed-S/per_datum.json           the log-likelihood of each test datum, for paired differences
 DIR/SLUG/seed-S/error.txt                the traceback of a failure that may be one of the program
 DIR/SLUG/seed-S/checkpoints/              what a run that was stopped goes on from
 """

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from unigen.data import Dataset
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
-from unigen.evaluate.calibration import simulation_based_calibration
-from unigen.evaluate.dreams import sample
+from unigen.evaluate.calibration import Calibration, simulation_based_calibration
+from unigen.evaluate.dreams import Samples, sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
 from unigen.evaluate.likelihood import (
     bound_figure,
@@ -65,17 +65,19 @@ class Protocol:
     samples: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("test", 2), ("particles", 1), ("annealed", 1), ("partition", 1), ("partition_chains", 1)):
+        for name, least in (("test", 1), ("particles", 1), ("annealed", 1), ("partition", 1), ("partition_chains", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"an examination with {name}={getattr(self, name)}; give at least {least}")
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The figures of a pair, and what was refused."""
+    """The figures of a pair, and what was refused; ``samples`` and ``calibration``: what some of the figures are of."""
 
     figures: tuple[Figure, ...]
     refusals: tuple[Refusal, ...]
+    samples: Samples | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Figure:
         """Return the first figure of this name."""
@@ -156,7 +158,7 @@ def evaluate(
         refusals = [refusal for refusal in refusals if "log p(x)" not in refusal.name]
     else:
         refusals = [refusal for refusal in refusals if refusal.name != "exact log p(x)"]
-    return Examination(tuple(figures), tuple(refusals))
+    return Examination(tuple(figures), tuple(refusals), room.made, room.calibration)
 
 
 def _first(data: Any, rows: int) -> Any:
@@ -193,6 +195,8 @@ class _Room:
         self.pair, self.x, self.validation, self.protocol, self.quick = pair, x, validation, protocol, quick
         self.seed, self.progress = seed, progress
         self.found: list[Figure] = []
+        self.made: Samples | None = None
+        self.calibration: Calibration | None = None
 
     def _known(self, *names: str) -> Figure | None:
         return next((figure for name in names for figure in self.found if figure.name == name), None)
@@ -271,12 +275,16 @@ class _Room:
         n = self.protocol.calibration
         if n < 16:
             raise Refused("calibration needs at least 16 simulations, and fewer were asked for")
-        yield from simulation_based_calibration(self.pair, self.x, n, coordinates=16, seed=self.seed).figures()
+        self.calibration = simulation_based_calibration(self.pair, self.x, n, coordinates=16, seed=self.seed)
+        yield from self.calibration.figures()
 
     def samples(self, dataset: Dataset, classifier: Predictor | None) -> Iterator[Figure]:
         n = min(self.protocol.samples, len(dataset.test))
-        made = sample(self.pair, n, self.x, seed=self.seed)
+        self.made = made = sample(self.pair, n, self.x, seed=self.seed)
         if not bool(torch.isfinite(made.x).all()):
             raise Refused("some samples are not finite, so they are at no distance from the data")
-        found = sample_metrics(dataset, made.x.cpu(), classifier=classifier, quick=self.quick, seed=self.seed)
+        permutations = None if self.quick else 200
+        found = sample_metrics(
+            dataset, made.x.cpu(), classifier=classifier, permutations=permutations, quick=self.quick, seed=self.seed
+        )
         yield from found.values()

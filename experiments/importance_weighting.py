@@ -1,0 +1,148 @@
+"""VAE against IWAE on dynamically binarized MNIST: k = 1, 5 and 50 samples, one and two stochastic layers.
+
+Table 1 of Burda, Grosse and Salakhutdinov (2016), its networks and its batches of 20: one layer 784-200-200-50; two layers
+784-200-200-100-100-100-50, tanh. ``vae(k)`` averages k bounds of one sample each, ``iwae(k)`` is one bound of k samples; at k = 1
+they are the same, and are run once. Published runs last 3,280 epochs; this one is sized for a processor: every cell has ``epochs``
+of training, and the cheap ones, k <= ``long_k``, also ``long_epochs``, as studies of their own.
+
+Run: python experiments/importance_weighting.py   (killed, it goes on by the same command)
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from published import Claim, Examination, Published, Study, command_line, publish
+
+from unigen.settings import Settings, UsageError
+
+NAME = "importance_weighting"
+HERE = Path(__file__).resolve().parent
+LAYERS = {1: "latent", 2: "deep_latent"}
+BURDA = "Burda, Grosse & Salakhutdinov 2016"
+PUBLISHED = {
+    1: {
+        "vae": Published(86.76, BURDA),
+        "vae(5)": Published(86.47, BURDA, verified=False),
+        "iwae(5)": Published(85.54, BURDA),
+        "vae(50)": Published(86.35, BURDA, verified=False),
+        "iwae(50)": Published(84.78, BURDA),
+    },
+    2: {
+        "vae": Published(85.33, BURDA),
+        "vae(5)": Published(85.01, BURDA, verified=False),
+        "iwae(5)": Published(83.89, BURDA),
+        "vae(50)": Published(84.78, BURDA),
+        "iwae(50)": Published(82.90, BURDA),
+    },
+}
+"""NLL in nats, by stochastic layers and routine."""
+
+
+@dataclass
+class Options:
+    layers: tuple[int, ...] = (1, 2)
+    """Stochastic layers: 1, 2 or both."""
+    k: tuple[int, ...] = (1, 5, 50)
+    """Samples of z a datum."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each is one run of every routine from the same weights."""
+    epochs: int = 2
+    """Passes over the training data, of every routine."""
+    long_epochs: int = 6
+    """Passes of the longer studies; 0 for none."""
+    long_k: int = 5
+    """The greatest k of the longer studies."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate ..."""
+    final_learning_rate: float = 1e-4
+    """... and where it falls to, linearly."""
+    batch_size: int = 20
+    """Data in a batch."""
+    particles: int = 5000
+    """K of the importance-weighted bound that is reported."""
+    test_size: int = 1000
+    """How many of the test data it is of; 0 for all."""
+    engine: str = "xla"
+    """eager, compiled or xla."""
+    data: str = "mnist"
+    """mnist; on digits no figure is in print."""
+    data_root: str | None = None
+    """Folder with the data files (default: the variable UNIGEN_DATA)."""
+    directory: str = f"runs/{NAME}"
+    """Where the runs go."""
+    out: str = str(HERE / "results")
+    """Where the tables, numbers and figure go."""
+    progress: bool = True
+    """Show bars."""
+
+
+def routines_of(samples: tuple[int, ...]) -> tuple[str, ...]:
+    """Return VAE and IWAE for each number of samples, once where they are the same.
+
+    >>> routines_of((1, 5))
+    ('vae', 'vae(5)', 'iwae(5)')
+    """
+    return tuple(name for k in samples for name in (("vae",) if k == 1 else (f"vae({k})", f"iwae({k})")))
+
+
+def studies_of(options: Options) -> list[Study]:
+    """Return one comparison for each number of layers, and one for each with the longer budget."""
+    for name, given, least in (("--long-epochs", options.long_epochs, 0), ("--k", min(options.k, default=0), 1)):
+        if given < least:
+            raise UsageError(f"{name} is at least {least}; got {given}")
+    studies = []
+    budgets = [(options.epochs, options.k, "")]
+    if options.long_epochs:
+        budgets.append((options.long_epochs, tuple(k for k in options.k if k <= options.long_k), "-long"))
+    for epochs, samples, suffix in budgets:
+        for layers in options.layers:
+            if layers not in LAYERS:
+                raise UsageError(f"--layers wants 1 or 2 stochastic layers; got {layers}")
+            if not samples:
+                continue
+            settings = Settings(
+                data=options.data, data_root=options.data_root, binarization="dynamic",
+                pair=LAYERS[layers], hidden=(200, 200), latent=50, layers=(100, 50),
+                routines=routines_of(samples), seeds=options.seeds, epochs=epochs, batch_size=options.batch_size,
+                learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
+                particles=50, test_size=250, evaluations=5, engine=options.engine,
+            )  # fmt: skip
+            title = f"{layers} layer{'s' * (layers > 1)}, {epochs} epoch{'s' * (epochs > 1)}"
+            published = PUBLISHED[layers] if options.data == "mnist" else {}
+            studies.append(Study(f"layers-{layers}{suffix}", title, settings, published))
+    return studies
+
+
+def claims_of(studies: list[Study]) -> list[Claim]:
+    """Return what is in print: IWAE(k) under VAE(k), more samples under fewer for the IWAE, two layers under one."""
+    claims = []
+    for study in studies:
+        weighted = [name for name in study.settings.routines if name.startswith("iwae")]
+        claims += [Claim((study.name, name), (study.name, baseline(name))) for name in weighted]
+        fewer = ["vae", *weighted] if "vae" in study.settings.routines else weighted
+        claims += [Claim((study.name, more), (study.name, less)) for less, more in zip(fewer, fewer[1:], strict=False)]
+    by_name = {study.name: study for study in studies}
+    for suffix in ("", "-long"):
+        flat, deep = by_name.get(f"layers-1{suffix}"), by_name.get(f"layers-2{suffix}")
+        if flat and deep:
+            claims += [Claim((deep.name, name), (flat.name, name)) for name in flat.settings.routines]
+    return claims
+
+
+def baseline(routine: str) -> str:
+    """Return the routine that a routine is paired with: VAE(k) for IWAE(k), the VAE for VAE(k)."""
+    return routine.replace("iwae", "vae") if routine.startswith("iwae") else "vae"
+
+
+def main(options: Options, command: str) -> int:
+    """Train, examine, print and write the table; return the exit code."""
+    studies = studies_of(options)
+    examination = Examination(options.particles, options.test_size, units=True)
+    return publish(NAME, command, options, studies, examination, claims_of(studies), baseline)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(NAME, Options, __doc__ or "", main, sys.argv[1:]))

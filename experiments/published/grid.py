@@ -1,0 +1,155 @@
+"""A grid of comparisons: trained seed by seed, and every run examined alike.
+
+A study is one ``unigen compare`` directory, a column of a table. All routines of a seed start from the same weights and meet
+the same data in the same order. Seeds are outermost: whenever the grid is stopped, it is complete for the seeds before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from unigen.compare import compare
+from unigen.describe import describe
+from unigen.durable import write_json
+from unigen.evaluate import active_units, log_likelihood
+from unigen.networks import fingerprint
+from unigen.planning import Plan, build_pair, plan
+from unigen.runs import load_weights
+from unigen.settings import Settings
+
+__all__ = ["Examination", "Published", "Record", "Study", "carry_out", "spread"]
+
+PIECE = 2**23  # numbers of data space that are evaluated at once: pieces that stay near the cache are fastest
+ACTIVE = 1e-2  # Burda et al. (2016): a unit is active where Var_x E[u] is above
+
+
+@dataclass(frozen=True)
+class Published:
+    """A negative log-likelihood in print, in nats. ``verified``: read in the paper or in one that quotes it."""
+
+    value: float
+    source: str
+    verified: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" + ("" if self.verified else " (unverified)")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One comparison: a column of the table. ``published``: by routine; empty on other data than the paper's."""
+
+    name: str
+    title: str
+    settings: Settings
+    published: Mapping[str, Published]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """How a trained pair is examined: K of the bound, how many test rows (0 for all), and whether units are counted.
+
+    The rows are spread evenly over the test set: its first rows are no fair sample, since some files are sorted.
+    """
+
+    particles: int
+    test_size: int
+    units: bool = False
+    rows: str = "spread evenly"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its negative log-likelihood in nats, the standard error over test data, and active units by site."""
+
+    study: str
+    routine: str
+    seed: int
+    nll: float
+    standard_error: float
+    steps: int
+    seconds: float
+    active: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def carry_out(
+    studies: Sequence[Study], directory: Path, command: str, examination: Examination, progress: bool = True
+) -> Iterator[Record]:
+    """Train and examine every run of the studies below ``directory``, and yield its record; what is done is not done again.
+
+    Every setting of every study is checked before the first run. A run that fails is named on stderr, and has no record.
+    """
+    planned: list[Plan] = []
+    for study in studies:
+        found = plan(dataclasses.replace(study.settings, out=str(directory / study.name)), command)
+        same = [other.dataset for other in planned if other.dataset.fingerprint == found.dataset.fingerprint]
+        planned.append(dataclasses.replace(found, dataset=same[0]) if same else found)
+    for seed in studies[0].settings.seeds:
+        for study, whole in zip(studies, planned, strict=True):
+            part = dataclasses.replace(whole, settings=dataclasses.replace(whole.settings, seeds=(seed,)))
+            for result in compare(part, describe(whole), progress):
+                if result["status"] != "complete":
+                    print(
+                        f"{study.name}, {result['routine']}, seed {result['seed']}: {result['error']}", file=sys.stderr
+                    )
+            yield from _records(study, part, examination, progress)
+
+
+def _records(study: Study, planned: Plan, examination: Examination, progress: bool) -> Iterator[Record]:
+    for seed in planned.settings.seeds:
+        for arm in planned.arms:
+            folder = planned.directory / arm.slug / f"seed-{seed}"
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            if result["status"] != "complete":
+                continue
+            pair = build_pair(planned, arm, seed)
+            load_weights(folder / "weights.safetensors", pair)
+            found = _examined(pair, planned, examination, folder / "examination.json", progress)
+            yield Record(
+                study.name, arm.name, seed, found["nll"], found["standard_error"], result["steps"], result["seconds"],
+                found["active"],
+            )  # fmt: skip
+
+
+def _examined(pair: Any, planned: Plan, examination: Examination, path: Path, progress: bool) -> dict[str, Any]:
+    """Return what is stored of the same weights and the same examination, or examine the pair and store it."""
+    identity = dataclasses.asdict(examination) | {"weights": fingerprint(pair)}
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if all(stored.get(name) == value for name, value in identity.items()):
+            return stored
+    x = spread(planned.dataset.test, examination.test_size).to(planned.device)
+    rows = max(1, PIECE // (examination.particles * x.shape[1]))
+    values = []
+    pieces = tqdm(x.split(rows), desc="examination", disable=not progress, leave=False)
+    for index, piece in enumerate(pieces):
+        values.append(log_likelihood(pair, piece, examination.particles, seed=1000 + index).per_datum.double())
+    nll = -torch.cat(values)
+    active = active_units(pair, spread(planned.dataset.test, 1000), seed=2).variances if examination.units else {}
+    found = identity | {
+        "nll": float(nll.mean()),
+        "standard_error": float(nll.std() / math.sqrt(len(nll))),
+        "active": {site: int((variance > ACTIVE).sum()) for site, variance in active.items()},
+    }
+    write_json(path, found)
+    return found
+
+
+def spread(x: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``count`` rows of x (N, D) at equal distances, all where count is 0 or more than N.
+
+    >>> spread(torch.arange(10)[:, None], 4)[:, 0]
+    tensor([0, 2, 5, 7])
+    """
+    count = min(count or len(x), len(x))
+    return x[torch.arange(count) * len(x) // count]

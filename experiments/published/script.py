@@ -1,0 +1,110 @@
+"""What a script of a published table does: read its options, carry out its studies, write tables, numbers and figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from published.grid import Examination, Record, Study, carry_out
+from published.tables import Claim, above, claims_table, draw, results_table
+from unigen.arguments import mistake
+from unigen.data import DataError
+from unigen.durable import write_json, write_whole
+from unigen.environment import environment
+from unigen.failures import failure
+from unigen.figures import number
+from unigen.lock import DirectoryInUse
+from unigen.settings import UsageError
+from unigen.signals import asked_to_end
+
+__all__ = ["command_line", "publish"]
+
+
+PLACES = ("directory", "out", "data_root", "progress")  # options that no figure depends on
+
+
+def publish(
+    name: str,
+    command: str,
+    options: Any,
+    studies: Sequence[Study],
+    examination: Examination,
+    claims: Sequence[Claim],
+    baseline: Callable[[str], str],
+) -> int:
+    """Carry out the studies, and after every run write NAME.md, NAME.json and NAME.png to ``options.out``; print the tables.
+
+    Returns the exit code: 1 where a run failed.
+    """
+    if examination.particles < 1 or examination.test_size < 0:
+        given = f"{examination.particles} and {examination.test_size}"
+        raise UsageError(f"--particles is at least 1 and --test-size at least 0; got {given}")
+    out = Path(options.out)
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise UsageError(f"--out {options.out} is or goes through a file; name a folder")
+    records: list[Record] = []
+    text = ""
+    for record in carry_out(studies, Path(options.directory), command, examination, options.progress):
+        records.append(record)
+        errors = [run.standard_error for run in records]
+        rows = (
+            f"{examination.test_size} test rows spread evenly over the test set"
+            if examination.test_size
+            else "all test rows"
+        )
+        text = "\n".join([
+            f"`{command}`",
+            "",
+            f"NLL: the importance-weighted bound with K = {examination.particles} on {rows}, mean ± standard error over seeds. "
+            f"Its standard error over test rows, {number(min(errors), 2)} to {number(max(errors), 2)}, is common to all "
+            "routines, and largely cancels from their differences. Unverified: not read in print.",
+            "",
+            *results_table(studies, records, baseline, examination.units),
+            "",
+            "Verdicts by the 95% t interval of the paired difference over seeds:",
+            "",
+            *claims_table(studies, records, claims),
+            "",
+            *above(studies, records),
+        ]) + "\n"  # fmt: skip
+        settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
+        content = {"command": command, "settings": settings, "environment": environment("cpu")}
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / f"{name}.json", content | {"runs": [dataclasses.asdict(run) for run in records]})
+        write_whole(out / f"{name}.md", text.encode())
+        draw(out / f"{name}.png", studies, records)
+    print(text)
+    wanted = sum(len(study.settings.routines) * len(study.settings.seeds) for study in studies)
+    return 0 if len(records) == wanted else 1
+
+
+def command_line(
+    name: str, options: type, description: str, main: Callable[[Any, str], int], arguments: Sequence[str]
+) -> int:
+    """Read the arguments, run ``main(options, command)``, and return the exit code; a refusal is one sentence on stderr.
+
+    Exit codes: 0 done, 1 a run failed, 2 a wrong option, 3 data that cannot be had, 130 or 143 interrupted.
+    """
+    try:
+        wrong = "" if {"-h", "--help"} & set(arguments) else mistake([name, *arguments], {name: options})
+        if wrong:
+            raise UsageError(wrong)
+        with asked_to_end(at_once=True):
+            chosen = tyro.cli(options, prog=f"python experiments/{name}.py", description=description, args=arguments)
+            return main(chosen, shlex.join(["python", f"experiments/{name}.py", *arguments]))
+    except DataError as error:
+        said, code = str(error), 3
+    except (UsageError, DirectoryInUse) as error:
+        said, code = str(error), 2
+    except KeyboardInterrupt as error:
+        said, code = "interrupted; the same command goes on where it was", getattr(error, "code", 130)
+    except OSError as error:
+        said, code = failure(error)["error"], 1
+    print(f"{name}: {' '.join(said.split())}", file=sys.stderr)
+    return code

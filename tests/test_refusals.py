@@ -343,6 +343,8 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         lambda: ((Phase(log_p, Wake(), THETA),), rbm(DIMENSION, 3), rows()),
         ("'x'", "contrastive_divergence"),
     ),
+    "latent, rules": (lambda: (routines.rule_distillation, latent(shared()), rows()), ("'z'", "Normal")),
+    "rbm, rules": (lambda: (routines.rule_distillation, rbm(DIMENSION, 3), rows()), ("phi", "guide")),
     "latent, maximum_likelihood": (
         lambda: (routines.maximum_likelihood, latent(shared()), rows()),
         ("'z'", "Normal", "vae"),

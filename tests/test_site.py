@@ -33,7 +33,7 @@ def test_every_link_holds_in_both_directions() -> None:
 
 def test_the_links_are_those_of_every_public_object_and_identity() -> None:
     modules = {name.split(".")[1] for name in GIVEN.docstrings}
-    assert modules == {"routines", "objectives", "divergences"}
+    assert modules == {"routines", "objectives", "divergences", "logic"}
     assert {"unigen.routines.gan", "unigen.objectives.elbo", "unigen.divergences.gan"} <= set(GIVEN.docstrings)
     labels = {label for text in GIVEN.chapters.values() for label in equations(text)}
     assert set(GIVEN.identities) < labels

@@ -10,8 +10,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+EXPERIMENTS = HERE.parent / "experiments"
 
+sys.path[:0] = [str(HERE), str(EXPERIMENTS)]
+
+# the kernels of the cells run in this directory; the experiments that they show lie in another
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(EXPERIMENTS), os.environ.get("PYTHONPATH"))))
 os.environ["PYTHONWARNINGS"] = (
     "ignore:IProgress not found"  # tqdm's wish for widgets; any other warning fails the build
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 from identities import Identity, identities
 
-from unigen import divergences, objectives, routines
+from unigen import divergences, logic, objectives, routines
 from unigen.phases import Routine
 
 __all__ = ["Reference", "Sources", "cited", "equations", "problems", "public", "reference", "sources"]
@@ -44,9 +44,9 @@ class Sources:
 
 
 def public() -> dict[str, Any]:
-    """Return every public routine, objective and divergence by its dotted name."""
+    """Return every public routine, objective, divergence and rule by its dotted name."""
     found: dict[str, Any] = {f"unigen.routines.{name}": one for name, one in routines.catalogue().items()}
-    for module in (objectives, divergences):
+    for module in (objectives, divergences, logic):
         found |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
     return {name: one for name, one in found.items() if _documented(one)}
 

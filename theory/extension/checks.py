@@ -40,7 +40,7 @@ def measured(name: str) -> float:
 
 def _code(identity: Identity) -> str:
     links = [f"{{py:obj}}`{path.removeprefix('unigen.')} <{path}>`" for path in identity.objects]
-    return ", ".join(links) or "not declared in the package yet"
+    return ", ".join(links)
 
 
 class IdentityBox(SphinxDirective):

@@ -12,7 +12,7 @@ import torch
 
 from identities.identity import Identity, distance
 
-__all__ = ["CHAPTERS", "NOT_YET", "UNDECLARED", "Identity", "chapter_of", "identities", "residual", "residuals"]
+__all__ = ["CHAPTERS", "NOT_YET", "Identity", "chapter_of", "identities", "residual", "residuals"]
 
 CHAPTERS = (
     "information",
@@ -31,12 +31,6 @@ CHAPTERS = (
 
 NOT_YET = {"G8": "synonyms are a glossary, in theory/pair.md: nothing to compute"}
 """Requirements of the theory that no identity covers, with the reason."""
-
-UNDECLARED = {
-    "soft-logic": "the package has no soft logic yet: both sides are written here",
-    "imitation-schedule": "the package has no distillation schedule yet: both sides are written here",
-}
-"""Identities about nothing that the package declares so far, with the reason."""
 
 
 def identities() -> dict[str, Identity]:

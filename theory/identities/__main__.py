@@ -39,7 +39,7 @@ def _list(known: dict[str, Identity]) -> None:
         if chapter_of(one) != chapter:
             chapter = chapter_of(one)
             print(chapter.replace("_", " "))
-        print(f"  {one.name}: {one.statement}\n      {one.source}; {', '.join(one.objects) or 'no declaration yet'}")
+        print(f"  {one.name}: {one.statement}\n      {one.source}; {', '.join(one.objects)}")
     print(f"{len(known)} identities")
 
 

@@ -17,6 +17,7 @@ from identities.identity import Sides, identity, stack
 from identities.tables import LatentTables, gan_pair, latent_pair, normals, rows_of, simplex
 from unigen import routines
 from unigen.divergences import kullback_leibler_divergence
+from unigen.logic import Rule, conjunction, disjunction, imitation_share, implication, negation, plausibility
 from unigen.objectives import log_q
 from unigen.phases import PHI, THETA, Enumerate, Pathwise, Phase, ScoreFunction, Sleep, Tilted
 
@@ -31,10 +32,10 @@ __all__ = [
     "implicit_m_step",
     "m_step_of_posterior_regularization",
     "perfect_sample",
+    "rule_distillation",
     "rule_teacher",
     "shares",
     "soft_logic",
-    "strong_and",
 ]
 
 GANCHEV = "Ganchev et al. 2010"
@@ -200,22 +201,25 @@ def gradient_of_a_constraint(generator: Generator, wrong: bool) -> Sides:
 # -- rules ---------------------------------------------------------------------------------------------------------------
 
 
+def _table_rule(rule: Tensor, confidence: float = 1.0) -> Rule:
+    """Return the rule whose truth is looked up in a table (X, Z); the student is q(z|x), z its label."""
+    return Rule(lambda draw: rule[draw["x"], draw["z"]], confidence)
+
+
 @identity(
     "teacher: q*(y|x) ~ p(y|x) exp(-C lambda (1 - r)); KL(q || p) + C lambda (1 - E_q r) = KL(q || q*) - log Z for every q",
     HU_RULES,
-    ("unigen.phases.Tilted", "unigen.phases.Enumerate"),
+    ("unigen.routines.rule_distillation", "unigen.logic.Rule", "unigen.objectives.Imitation"),
     ("I6", "I7"),
     "the rule's truth rewarded in linear, not in log, space",
 )
 def rule_teacher(generator: Generator, wrong: bool) -> Sides:
     pair, tables = latent_pair(generator)
-    rule, cost = torch.rand(3, 3, generator=generator, dtype=torch.float64), 6 * float(simplex(generator, 2)[0])
-
-    def penalty(draw: Any) -> Tensor:
-        return -cost * (1 - rule[draw["x"], draw["z"]])
-
-    student = tables.q.detach()  # q(z|x) is the student, z its label
-    weights = weights_of(drawn(Tilted(Enumerate(), penalty), pair, torch.arange(3))).T
+    rule = torch.rand(3, 3, generator=generator, dtype=torch.float64)
+    strength, confidence = 6.0, float(simplex(generator, 2)[0])
+    routine = routines.rule_distillation(_table_rule(rule, confidence), strength, share=1.0)
+    weights = weights_of(drawn(routine[0].under, pair, torch.arange(3))).T
+    student, cost = tables.q.detach(), strength * confidence
     tilt = student * (1 - cost * (1 - rule)).abs() if wrong else student * (-cost * (1 - rule)).exp()
     z = tilt.sum(-1)
     q = simplex(generator, 3, 3)
@@ -226,9 +230,31 @@ def rule_teacher(generator: Generator, wrong: bool) -> Sides:
 
 
 @identity(
+    "student: grad E_t log q = (1 - pi) grad E_p(z|x) log q + pi grad E_q* log q, q* ~ q exp(-C sum_l lambda_l (1 - r_l)) held",
+    HU_RULES,
+    ("unigen.routines.rule_distillation", "unigen.objectives.Imitation", "unigen.logic.plausibility"),
+    ("I6",),
+    "the teacher's gradient taken too",
+)
+def rule_distillation(generator: Generator, wrong: bool) -> Sides:
+    pair, tables = latent_pair(generator)
+    rule, pi = torch.rand(3, 3, generator=generator, dtype=torch.float64), float(simplex(generator, 2)[0])
+    phase = routines.rule_distillation((plausibility, _table_rule(rule, 0.5)), 3.0, pi)[0]
+    p = simplex(generator, 3)
+    left = expected(phase, pair, rows_of(p)).gradient
+    joint, q = tables.log_joint.detach().exp(), tables.q
+    likely = joint / joint.max(-1, keepdim=True).values
+    tilt = (q if wrong else q.detach()) * (-3.0 * (1 - likely) - 1.5 * (1 - rule)).exp()
+    losses = [
+        (p[:, None] * target * q.log()).sum() for target in (tables.posterior.detach(), tilt / tilt.sum(-1, True))
+    ]
+    return left, (1 - pi) * gradient(losses[0], pair, "phi", keep=True) + pi * gradient(losses[1], pair, "phi")
+
+
+@identity(
     "student: grad [(1 - pi) l(y, s) + pi l(t, s)] = grad l((1 - pi) y + pi t, s): imitation mixes targets, not models",
     HU_RULES,
-    ("unigen.objectives.log_q", "unigen.phases.Tilted"),
+    ("unigen.objectives.Imitation", "unigen.objectives.log_q", "unigen.phases.Tilted"),
     ("I6",),
     "the mixture of the two losses' targets in log space",
 )
@@ -254,46 +280,43 @@ def distillation_mixes_targets(generator: Generator, wrong: bool) -> Sides:
     return (1 - pi) * from_label + pi * from_teacher, exact
 
 
-def strong_and(a: Tensor, b: Tensor) -> Tensor:
-    """a & b = max(a + b - 1, 0)."""
-    return (a + b - 1).clamp_min(0)
-
-
 @identity(
     "a & b = max(a + b - 1, 0), a | b = min(a + b, 1), !a = 1 - a: Boolean on {0, 1}, De Morgan, a -> b = max{c: a & c <= b}",
     "Lukasiewicz logic; Bach et al. 2017 (PSL); " + HU_RULES,
-    (),
+    ("unigen.logic.conjunction", "unigen.logic.disjunction", "unigen.logic.negation", "unigen.logic.implication"),
     ("I7",),
     "the product for the conjunction",
 )
 def soft_logic(generator: Generator, wrong: bool) -> Sides:
-    a, b = torch.rand(2, 50, generator=generator, dtype=torch.float64)
-    conjunction = a * b if wrong else strong_and(a, b)
+    a, b, c = torch.rand(3, 50, generator=generator, dtype=torch.float64)
     bits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    p, q = bits.T
+    truth_tables = stack(conjunction(p, q), disjunction(p, q), implication(p, q), negation(p))
+    by_hand = stack(p * q, p + q - p * q, 1 - p * (1 - q), 1 - p)
     low, high = torch.zeros(50).double(), torch.ones(50).double()
     for _ in range(60):  # the residuum by bisection
         middle = (low + high) / 2
-        fits = strong_and(a, middle) <= b
+        fits = torch.relu(a + middle - 1) <= b
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    implication = (1 - a + b).clamp_max(1)
-    left = stack(conjunction, high, strong_and(*bits.T), (bits.sum(1)).clamp_max(1))
-    truth = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
-    return left, stack(1 - ((1 - a) + (1 - b)).clamp_max(1), implication, truth)
+    both = a * b if wrong else conjunction(a, b)
+    left = stack(both, implication(a, b), conjunction(a, b, c), disjunction(a, b, c), truth_tables)
+    morgan = negation(disjunction(negation(a), negation(b)))
+    return left, stack(morgan, high, conjunction(a, conjunction(b, c)), torch.minimum(a + b + c, a * 0 + 1), by_hand)
 
 
 @identity(
     "pi_t = min(pi_0, 1 - alpha^t): s_t = 1 - alpha^t obeys s_(t+1) = 1 - alpha (1 - s_t) from 0, and pi_0 bounds it above",
     HU_RULES + "; the lecture calls pi_0 a lower bound",
-    (),
+    ("unigen.logic.imitation_share",),
     ("I8",),
     "max, pi_0 as a lower bound",
 )
 def imitation_schedule(generator: Generator, wrong: bool) -> Sides:
-    bound, alpha = 0.5 + 0.45 * torch.rand(2, generator=generator, dtype=torch.float64)
-    left, share = [], torch.zeros((), dtype=torch.float64)
+    bound, alpha = (float(part) for part in 0.5 + 0.45 * torch.rand(2, generator=generator, dtype=torch.float64))
+    left, share = [], 0.0
     for _ in range(30):
-        left.append(share if bool(share < bound) else bound)
+        left.append(max(bound, share) if wrong else min(bound, share))
         share = 1 - alpha * (1 - share)
-    closed = 1 - alpha ** torch.arange(30)
-    right = torch.maximum(bound, closed) if wrong else torch.minimum(bound, closed)
-    return stack(*left, torch.relu(torch.stack(left) - bound)), stack(right, torch.zeros(30))
+    right = [imitation_share(t, bound, alpha) for t in range(30)]
+    over = [max(one - bound, 0.0) for one in right]
+    return stack(*left, torch.zeros(30)), stack(*right, *over)

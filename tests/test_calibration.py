@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,12 +15,14 @@ from pyro.nn import PyroModule
 
 from unigen import Pair
 from unigen.evaluate.calibration import (
+    Calibration,
     chi_square_p_values,
     ecdf_band,
     ecdf_p_values,
     simulation_based_calibration,
 )
 from unigen.evaluate.figure import Refused
+from unigen.evaluate.rank_plot import ecdf_differences, save_ranks
 from unigen.networks import networks
 from unigen.pairs import adversarial, flow, sigmoid_belief
 
@@ -163,3 +166,33 @@ def test_a_distance_counts_from_uniform():
     found = simulation_based_calibration(Pair(line, ExactGuide(line, 1e-6, 50.0)), LIKE, 100, 15)
     distance = found.figures()[1]
     assert distance.value == pytest.approx(15 / 16) and math.isclose(float(found.ranks[:, :2].max()), 0)
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_shares_of_ranks_minus_uniform_ones(seed):
+    draw = numpy.random.default_rng(seed)
+    ranks = draw.integers(0, 16, (40, 3))
+    found = ecdf_differences(torch.tensor(ranks), 15)
+    for index in range(15):
+        for column in range(3):
+            share = numpy.count_nonzero(ranks[:, column] <= index) / 40
+            assert float(found[index, column]) == pytest.approx(share - (index + 1) / 16, abs=1e-12)
+    even = torch.arange(16).repeat(5)[:, None]  # each rank five times: the curve is zero, and one rank more is seen
+    assert float(ecdf_differences(even, 15).abs().max()) < 1e-12
+    assert float(ecdf_differences((even + 1).clamp(max=15), 15).max()) < -0.06
+
+
+def test_the_picture_shows_which_quantities_leave_the_band(tmp_path):
+    even = torch.arange(128).repeat(10)
+    narrow = torch.cat([torch.zeros(200, dtype=torch.long), even[:880], torch.full((200,), 127)])
+    ranks = torch.stack([even, narrow, even], 1)
+    found = Calibration(("even", "narrow", "also even"), 127, ranks, torch.ones(3), torch.ones(3))
+    path = tmp_path / "calibration.png"
+    assert save_ranks(path, found) == ("narrow",)
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.read_bytes()[-8:-4] == b"IEND"
+    curve = ecdf_differences(ranks, 127)[:, 1]  # too narrow: first above, then below
+    assert float(curve[:40].min()) > 0.05 and float(curve[-40:].max()) < -0.05
+    many = Calibration(tuple(f"z[{i}]" for i in range(20)), 127, narrow[:, None].expand(-1, 20), *torch.ones(2, 20))
+    assert len(save_ranks(path, many)) == 20

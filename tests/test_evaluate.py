@@ -267,6 +267,10 @@ def test_one_command_evaluates_five_families_and_prints_one_table(compared, caps
     stored = json.loads((compared / "bits" / "vae" / "seed-0" / "evaluation.json").read_text())
     assert stored["protocol"]["particles"] == 30 and len(stored["weights"]) == 64
 
+    for run_of, pictures in (("bits/vae/seed-0", 2), ("bits/gan/seed-1", 1), ("levels/maximum_likelihood/seed-0", 1)):
+        drawn = [compared / run_of / name for name in ("calibration.png", "neighbours.png")]
+        assert sum(path.exists() and path.read_bytes()[-8:-4] == b"IEND" for path in drawn) == pictures, run_of
+
     monkeypatch.setattr(directory, "evaluate", None)  # the second time everything is read
     again = run(["evaluate", str(compared / "bits"), str(compared / "levels"), *QUICK], capsys)
     assert again[:2] == (0, table)

@@ -224,14 +224,11 @@ def _log_likelihood(pair: Pair, figure: Figure | None, particles: int) -> dict[s
 
 
 def _classifier(dataset: Dataset) -> Predictor | None:
-    """Return the classifier of the class coverage: the frozen LeNet of the images, or one trained on the grey rows and, where
+    """Return the classifier of the class coverage where the features have none: it is trained on the grey rows and, where
     the data are binarized, a binary draw of them."""
     rows, labels = dataset.train, dataset.train_labels
-    if labels is None:
+    if labels is None or features_of(dataset).classifier is not None:
         return None
-    frozen = features_of(dataset).classifier
-    if frozen is not None:
-        return frozen.cpu()
     if dataset.binarization == "dynamic":
         with isolated(5):
             rows, labels = torch.cat([rows, torch.bernoulli(rows)]), torch.cat([labels, labels])

@@ -24,6 +24,7 @@ from unigen.evaluate.neighbours import (
 from unigen.evaluate.observation import gaussian_observation_log_likelihood, kernel_density_estimate
 from unigen.evaluate.pareto import k_hat_figures, pareto_k_hat
 from unigen.evaluate.posterior import active_units, against_reference, guide_draws, posterior_gap
+from unigen.evaluate.rank_plot import save_ranks
 from unigen.evaluate.sample_figures import SampleFigure, jackknife
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.evaluate.samples import (
@@ -104,6 +105,7 @@ __all__ = [
     "sample_distance",
     "sample_metrics",
     "save_neighbours",
+    "save_ranks",
     "simulation_based_calibration",
     "sliced_wasserstein",
     "train_classifier",

@@ -1,6 +1,8 @@
 """Evaluating directories of ``unigen compare``: every trained run is given the same examination, and one table says it all.
 
 DIR/SLUG/seed-S/evaluation.json    what a run's examination found, its protocol, and the hash of the weights it is of
+DIR/SLUG/seed-S/calibration.png    the ranks of a guide's calibration, where there is a guide
+DIR/SLUG/seed-S/neighbours.png     samples of images over their nearest training rows: the first, and the nearest of all
 
 A run whose file is of the same protocol and weights is not examined again.
 """
@@ -15,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from unigen.durable import write_json
-from unigen.evaluate.examination import Protocol, evaluate
+from unigen.evaluate.examination import Examination, Protocol, evaluate
 from unigen.evaluate.figure import KINDS, Figure, Refusal
+from unigen.evaluate.neighbours import save_neighbours
+from unigen.evaluate.rank_plot import save_ranks
 from unigen.evaluate.sample_figures import SampleFigure
 from unigen.figures import number
 from unigen.names import nearest
@@ -112,8 +117,17 @@ def _examine(planned: Plan, arm: Arm, seed: int, weights: Path, protocol: Protoc
     if known is not None:
         return Examined(arm.name, seed, data, *known)
     found = evaluate(pair, planned.dataset, protocol, device=planned.device, seed=2, progress=progress)
+    _draw(weights.parent, planned, found)
     write_json(path, identity | {"data": data} | found.as_json())
     return Examined(arm.name, seed, data, found.figures, found.refusals)
+
+
+def _draw(folder: Path, planned: Plan, found: Examination) -> None:
+    dataset = planned.dataset
+    if found.calibration is not None:
+        save_ranks(folder / "calibration.png", found.calibration)
+    if found.samples is not None and len(dataset.shape) == 3 and bool(torch.isfinite(found.samples.x).all()):
+        save_neighbours(folder / "neighbours.png", found.samples.x.cpu(), dataset.train, dataset.shape)
 
 
 def _described(planned: Plan) -> str:
@@ -178,13 +192,14 @@ def evaluation_table(examined: Sequence[Examined]) -> str:
             if figures:
                 rows.append(_row(name, model, kind, figures, notes))
     lines = _aligned(rows)
+    errors = "± is a standard error: over the data or samples of a run, or over seeds where a figure has several"
     why = list(dict.fromkeys((r.name, run.name, r.why) for run in examined for r in run.refusals))
     refused = [f"{name}, {model}: refused: {text}" for name, model, text in why]
     footnotes = [f"[{index}] {text}" for text, index in notes.items()]
     data = list(dict.fromkeys(f"{run.name}: {run.data}" for run in examined))
     same = len({run.data for run in examined}) == 1
     said = [f"data: {examined[0].data}"] if same else ["data (densities and masses are not to be ranked):", *data]
-    return "\n".join([*said, "", *lines, *([""] if refused else []), *refused, "", *footnotes]) + "\n"
+    return "\n".join([*said, "", *lines, *([""] if refused else []), *refused, "", errors, *footnotes]) + "\n"
 
 
 def _rank(key: tuple[str, str]) -> tuple[int, int, int]:

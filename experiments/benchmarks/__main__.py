@@ -43,7 +43,7 @@ class Settings:
 
 
 def sides_of(work: Work) -> list[str]:
-    return [*ENGINES, "hand", "hand compiled", *work.peers]
+    return ["xla", *work.peers] if work.seeds > 1 else [*ENGINES, "hand", "hand compiled", *work.peers]
 
 
 def times(work: Work, names: list[str], rounds: int, rows: int = BATCH) -> dict[str, list[float]]:

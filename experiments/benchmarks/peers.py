@@ -34,6 +34,8 @@ def batches(work: Work, rows: int = BATCH) -> list[Tensor]:
 
 def engine(name: str) -> Callable[[Work, int], Run]:
     def make(work: Work, rows: int) -> Run:
+        if work.seeds > 1:
+            return _in_one_program(work, rows)
         pair, data, module = work.make(0), batches(work, rows), engine_named(name)
         optimizers, at = optimizers_for(work.routine, pair), [0]
 
@@ -46,6 +48,23 @@ def engine(name: str) -> Callable[[Work, int], Run]:
         return run
 
     return make
+
+
+def _in_one_program(work: Work, rows: int) -> Run:
+    """The seeds side by side in the xla engine, as ``fit_together`` has them."""
+    from unigen.engines.xla import CHUNK, advance_many
+
+    pairs, data, at = [work.make(seed) for seed in range(work.seeds)], batches(work, rows), [0]
+    optimizers = [optimizers_for(work.routine, pair) for pair in pairs]
+
+    def run(n: int) -> None:
+        while n > 0:
+            count = min(n, CHUNK)
+            turns = [[[data[(at[0] + i + seed) % COUNT]] for i in range(count)] for seed in range(work.seeds)]
+            advance_many(work.routine, pairs, optimizers, turns)
+            n, at[0] = n - count, at[0] + count
+
+    return run
 
 
 def by_hand(compile_it: bool) -> Callable[[Work, int], Run]:
@@ -90,7 +109,7 @@ def svi(work: Work, rows: int) -> Run:
     def run(n: int) -> None:
         with pyro.settings.context(module_local_params=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for _ in range(n):
+            for _ in range(n * work.seeds):  # one after the other
                 inference.step(data[at[0] % COUNT])
                 at[0] += 1
 

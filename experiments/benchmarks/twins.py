@@ -1,6 +1,7 @@
 """Hand-written twins in JAX: NumPyro programs under its ``SVI``, and wake-sleep algorithms, which NumPyro lacks, with optax.
 
-Each takes the batches (count, rows, D) and returns ``run(n)``: n steps in one ``lax.scan``, compiled once for each n.
+Each takes the batches (count, rows, D) and returns ``run(n)``: n steps in one ``lax.scan``, compiled once for each n. With
+several seeds a step is one of each, on other batches, by ``vmap``.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ def forward(layers: list[dict[str, Any]], x: Any, activation: Any = relu) -> Any
     return apply(layers[-1], x)
 
 
-def scan_steps(step: Callable[[Any, Any], Any], state: Any, data: Any) -> Run:
+def scan_steps(step: Callable[[Any, Any], Any], state: Any, data: Any, seeds: int = 1) -> Run:
     """Return run(n): n steps over the batches in turn, in one compiled scan."""
     on_device, held = jnp.asarray(data), [state]
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def many(state: Any, n: int) -> Any:
         def body(state: Any, index: Any) -> Any:
-            return step(state, on_device[index % len(on_device)]), None
+            if seeds == 1:
+                return step(state, on_device[index % len(on_device)]), None
+            return jax.vmap(step)(state, on_device[(index + jnp.arange(seeds)) % len(on_device)]), None
 
         return jax.lax.scan(body, state, jnp.arange(n))[0]
 
@@ -59,16 +62,19 @@ def scan_steps(step: Callable[[Any, Any], Any], state: Any, data: Any) -> Run:
     return run
 
 
-def autoencoder(dimension: int, hidden: int, latent: int, bits: bool, activation: Any) -> Callable[[Any], Run]:
+Network = Callable[[Any, Any], Any]  # of parameters and a value
+
+
+def autoencoder(
+    decoder0: Any, encoder0: Any, latent: int, bits: bool, decode: Network, encode: Network, seeds: int = 1
+) -> Callable[[Any], Run]:
     """The VAE under NumPyro's ``SVI`` with ``Trace_ELBO``."""
-    keys = jax.random.split(jax.random.PRNGKey(0), 3)
-    decoder0, encoder0 = mlp(keys[0], latent, hidden, dimension), mlp(keys[1], dimension, hidden, 2 * latent)
 
     def model(x: Any) -> None:
         decoder = numpyro.param("decoder", decoder0)
         with numpyro.plate("data", len(x)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(latent), 1.0).to_event(1))
-            raw = forward(decoder, z, activation)
+            raw = decode(decoder, z)
             if bits:
                 numpyro.sample("x", dist.Bernoulli(logits=raw).to_event(1), obs=x)
             else:
@@ -78,15 +84,61 @@ def autoencoder(dimension: int, hidden: int, latent: int, bits: bool, activation
     def guide(x: Any) -> None:
         encoder = numpyro.param("encoder", encoder0)
         with numpyro.plate("data", len(x)):
-            loc, raw = jnp.split(forward(encoder, x, activation), 2, -1)
+            loc, raw = jnp.split(encode(encoder, x), 2, -1)
             numpyro.sample("z", dist.Normal(loc, softplus(raw + 0.5413) + 1e-4).to_event(1))
 
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(RATE), numpyro.infer.Trace_ELBO())
 
     def make(data: Any) -> Run:
-        return scan_steps(lambda state, x: svi.update(state, x)[0], svi.init(keys[2], jnp.asarray(data[0])), data)
+        keys = jax.random.split(jax.random.PRNGKey(2), seeds)
+        begin = lambda key: svi.init(key, jnp.asarray(data[0]))  # noqa: E731
+        state = begin(keys[0]) if seeds == 1 else jax.vmap(begin)(keys)
+        return scan_steps(lambda state, x: svi.update(state, x)[0], state, data, seeds)
 
     return make
+
+
+def dense_autoencoder(
+    dimension: int, hidden: int, latent: int, bits: bool, activation: Any, seeds: int = 1
+) -> Callable[[Any], Run]:
+    keys = jax.random.split(jax.random.PRNGKey(0), 2)
+    decoder, encoder = mlp(keys[0], latent, hidden, dimension), mlp(keys[1], dimension, hidden, 2 * latent)
+    network = partial(forward, activation=activation)
+    return autoencoder(decoder, encoder, latent, bits, network, network, seeds)
+
+
+def convolutional_autoencoder(maps: int, width: int, latent: int) -> Callable[[Any], Run]:
+    """4 x 4 kernels of stride 2 over 28 x 28 images, as ``unigen.networks`` has them, in JAX's order of dimensions."""
+    keys = jax.random.split(jax.random.PRNGKey(0), 7)
+    size, layout = 7 * 7 * 2 * maps, ("NHWC", "HWIO", "NHWC")
+
+    def kernel(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
+        bound = (6 / (16 * inputs)) ** 0.5
+        w = jax.random.uniform(key, (4, 4, inputs, outputs), minval=-bound, maxval=bound)
+        return {"w": w, "b": jnp.zeros(outputs)}
+
+    def down(layer: Any, x: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, layer["w"], (2, 2), "SAME", dimension_numbers=layout) + layer["b"]
+
+    def up(layer: Any, x: Any) -> Any:
+        return jax.lax.conv_transpose(x, layer["w"], (2, 2), "SAME", dimension_numbers=layout)
+
+    encoder = {"one": kernel(keys[0], 1, maps), "two": kernel(keys[1], maps, 2 * maps)}
+    encoder |= {"dense": dense(keys[2], size, width), "head": dense(keys[3], width, 2 * latent)}
+    decoder = {"dense": dense(keys[4], latent, size), "one": kernel(keys[5], 2 * maps, maps)}
+    decoder |= {"two": kernel(keys[6], maps, 1), "bias": jnp.zeros(28 * 28)}
+    activation = partial(jax.nn.leaky_relu, negative_slope=0.2)
+
+    def encode(p: Any, x: Any) -> Any:
+        features = activation(down(p["two"], activation(down(p["one"], x.reshape(-1, 28, 28, 1)))))
+        return apply(p["head"], activation(apply(p["dense"], features.reshape(-1, size))))
+
+    def decode(p: Any, z: Any) -> Any:
+        features = activation(apply(p["dense"], z)).reshape(-1, 7, 7, 2 * maps)
+        features = activation(up(p["one"], features) + p["one"]["b"])
+        return up(p["two"], features).reshape(len(z), -1) + p["bias"]
+
+    return autoencoder(decoder, encoder, latent, True, decode, encode)
 
 
 def normal(value: Any, loc: Any, scale: Any) -> Any:
@@ -182,8 +234,10 @@ def belief(dimension: int, widths: tuple[int, ...]) -> Callable[[Any], Run]:
 
 
 TWINS: dict[str, Callable[[Any], Run]] = {
-    "2-D toy pair, 64 hidden, z = 2": lambda data: autoencoder(2, 64, 2, False, jnp.tanh)(data),
-    "VAE 784-400-20": lambda data: autoencoder(784, 400, 20, True, relu)(data),
+    "2-D toy pair, 64 hidden, z = 2": lambda data: dense_autoencoder(2, 64, 2, False, jnp.tanh)(data),
+    "VAE 784-400-20": lambda data: dense_autoencoder(784, 400, 20, True, relu)(data),
     "RWS, 8 particles, 784-256-20": lambda data: reweighted(784, 256, 20, 8)(data),
     "wake-sleep, SBN 200-200-200": lambda data: belief(784, (200, 200, 200))(data),
+    "convolutional VAE 28x28": lambda data: convolutional_autoencoder(32, 256, 20)(data),
+    "10 seeds of the toy pair": lambda data: dense_autoencoder(2, 64, 2, False, jnp.tanh, seeds=10)(data),
 }

@@ -32,7 +32,7 @@ BATCH = 128
 @dataclass(frozen=True)
 class Work:
     """``make(seed)`` returns the pair. ``x(rows)``: a batch. ``by_hand(pair)``: its losses, one a phase. ``steps``: of one
-    timed stretch. ``peers``: which other libraries run the same algorithm."""
+    timed stretch. ``peers``: which other libraries run the same algorithm. ``seeds``: runs that a step advances."""
 
     name: str
     routine: Routine
@@ -41,6 +41,7 @@ class Work:
     by_hand: Callable[[Any], list[Loss]]
     steps: int
     peers: tuple[str, ...] = ()
+    seeds: int = 1
 
 
 def normal_log_density(value: Tensor, loc: Any, scale: Any) -> Tensor:
@@ -185,6 +186,9 @@ WORKS = [
         _bits,
         _vae,
         8,
-        ("svi",),
+        ("svi", "numpyro"),
+    ),
+    Work(
+        "10 seeds of the toy pair", routines.vae, _toy, lambda n: torch.randn(n, 2), _vae, 200, ("svi", "numpyro"), 10
     ),
 ]

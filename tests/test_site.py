@@ -9,6 +9,7 @@ from dataclasses import replace
 import links
 import pytest
 from extension.docstrings import restructured
+from failures import NAMES
 from links import HERE, Sources, equations, problems, reference
 
 GIVEN = links.sources()
@@ -122,6 +123,26 @@ FAULTS = {
         edited("chapters", "gans.md", lambda text: text + BOX),
         "gans.md shows the check of lemma-1, whose equation is elsewhere",
     ),
+    "a failure that no chapter draws": (
+        chapter("gans", "```{failure} xy_game\n```\n", ""),
+        "the failure xy_game is drawn by 0 cells of chapters, not by one",
+    ),
+    "a failure whose figure the cell does not draw": (
+        chapter("gans", "xy_game.draw(found)\n", ""),
+        "the failure xy_game is drawn by 0 cells of chapters, not by one",
+    ),
+    "a failure below another's figure": (
+        chapter("gans", "```{failure} xy_game\n", "```{failure} mode_collapse\n"),
+        "the failure xy_game is drawn by 0 cells of chapters, not by one",
+    ),
+    "a failure that is none": (
+        chapter("gans", "```{failure} xy_game\n", "```{failure} xz_game\n"),
+        "gans.md shows the failure xz_game, which is none",
+    ),
+    "a failure without a test": (
+        replace(GIVEN, failures={**GIVEN.failures, "xy_game": ()}),
+        "the failure xy_game has no test",
+    ),
     "a link to an object that does not exist": (
         everywhere("{py:data}`unigen.routines.gan`", "{py:data}`unigen.routines.gun`"),
         "links unigen.routines.gun, which does not exist",
@@ -193,6 +214,13 @@ def test_every_formula_is_drawn_without_a_script() -> None:
 
 
 # -- docstrings ----------------------------------------------------------------------------------------------------------
+
+
+def test_failures_have_the_tests_that_read_them() -> None:
+    assert set(GIVEN.failures) == set(NAMES) and all(GIVEN.failures.values())
+    directly, by_another = GIVEN.failures["sleep_raises_free_energy"], GIVEN.failures["vanishing_gradient"]
+    assert directly == ("test_sleep_raises_the_free_energy_while_its_own_loss_falls",)
+    assert "test_the_minimax_gradient_is_that_of_twice_jensen_shannon_and_vanishes" in by_another
 
 
 def test_reference_reads_the_last_line() -> None:

@@ -16,6 +16,7 @@ EXPERIMENTS = HERE.parent / "experiments"
 sys.path[:0] = [str(HERE), str(EXPERIMENTS)]
 
 # the kernels of the cells run in this directory; the experiments that they show lie in another
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and threads would wait for each other
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(EXPERIMENTS), os.environ.get("PYTHONPATH"))))
 os.environ["PYTHONWARNINGS"] = (
     "ignore:IProgress not found"  # tqdm's wish for widgets; any other warning fails the build
@@ -32,6 +33,7 @@ extensions = [
     "extension.mathml",
     "extension.docstrings",
     "extension.checks",
+    "extension.failures",
 ]
 exclude_patterns = ["_build", "identities", "extension"]
 
@@ -51,7 +53,7 @@ math_numfig = True
 
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "force"
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove-warn"
 

@@ -1,11 +1,13 @@
 """The links between equations, code, tests and literature, read from the sources and resolved without building the site.
 
 A public docstring ends in ``Theory: label, label [key, key].``: labels of equations in the chapters, keys of refs.bib.
-An identity is named as the label of its equation, and says itself which public objects it is about.
+An identity is named as the label of its equation, and says itself which public objects it is about. A failure is a module of
+``experiments/failures``, drawn by a cell of one chapter; its tests are those of tests/test_failures.py that name the module.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections import Counter
@@ -14,12 +16,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from failures import NAMES
 from identities import Identity, identities
 
 from unigen import divergences, logic, objectives, routines
 from unigen.phases import Routine
 
-__all__ = ["Reference", "Sources", "cited", "equations", "problems", "public", "reference", "sources"]
+__all__ = [
+    "Reference",
+    "Sources",
+    "cited",
+    "equations",
+    "problems",
+    "public",
+    "reference",
+    "sources",
+    "tests_of_failures",
+]
 
 HERE = Path(__file__).parent
 LINE = re.compile(r"^Theory:\s+(?P<labels>[\w\s,-]+?)\s*\[(?P<keys>[\w\s,-]+)\]\.$", re.M)
@@ -35,12 +48,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is linked: chapters by name, the text of refs.bib, public docstrings by dotted name, identities by name."""
+    """What is linked: chapters, public docstrings, identities, the tests of failures, each by name; the text of refs.bib."""
 
     chapters: dict[str, str]
     bibliography: str
     docstrings: dict[str, str]
     identities: dict[str, Identity]
+    failures: dict[str, tuple[str, ...]]
 
 
 def public() -> dict[str, Any]:
@@ -73,7 +87,22 @@ def sources() -> Sources:
         (HERE / "refs.bib").read_text(encoding="utf-8"),
         {name: inspect.getdoc(one) or "" for name, one in public().items()},
         identities(),
+        tests_of_failures(),
     )
+
+
+def tests_of_failures() -> dict[str, tuple[str, ...]]:
+    """Return the names of the tests of each failure: the functions that read its module, directly or by another."""
+    tree = ast.parse((HERE.parent / "tests" / "test_failures.py").read_text(encoding="utf-8"))
+    functions = {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef)}
+    read = {
+        name: {node.id for node in ast.walk(one) if isinstance(node, ast.Name)} & {*NAMES, *functions}
+        for name, one in functions.items()
+    }
+    reaches = {name: used.union(*(read[other] for other in used if other in read)) for name, used in read.items()}
+    return {
+        name: tuple(test for test in functions if test.startswith("test_") and name in reaches[test]) for name in NAMES
+    }
 
 
 def _pages() -> list[Path]:
@@ -101,6 +130,7 @@ def problems(given: Sources) -> list[str]:
         *_from_code(given, named, labels, entries),
         *_from_equations(given, named, labels),
         *_within_chapters(given, labels),
+        *_failures(given),
         *_literature(given, named, entries),
     ]
 
@@ -170,6 +200,25 @@ def _within_chapters(given: Sources, labels: Any) -> list[str]:
                 found.append(f"{page} links {path}, which does not exist")
     return found + [
         f"no chapter shows the check of the identity {name}" for name in given.identities if not boxed[name]
+    ]
+
+
+def _failures(given: Sources) -> list[str]:
+    found = [f"the failure {name} has no test" for name, tests in given.failures.items() if not tests]
+    shown: Counter[str] = Counter()
+    for page, text in given.chapters.items():
+        for cell, name in re.findall(
+            r"```\{code-cell\} python\n((?:(?!^```).)*?)^```\n\n```\{failure\} (\w+)$", text, re.S | re.M
+        ):
+            if re.search(rf"^from failures import {name}( as \w+)?$", cell, re.M) and "draw(" in cell:
+                shown[name] += 1
+        for name in re.findall(r"^```\{failure\} (\w+)$", text, re.M):
+            if name not in given.failures:
+                found.append(f"{page} shows the failure {name}, which is none")
+    return found + [
+        f"the failure {name} is drawn by {shown[name]} cells of chapters, not by one"
+        for name in given.failures
+        if shown[name] != 1
     ]
 
 

@@ -106,7 +106,9 @@ def _fill(app: Any, docname: str, source: list[str]) -> None:
 def _outdated(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
     """Every page is read again when the code changes: its figures are drawn by the code."""
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "unigen").rglob("*.py"), *(ROOT / "theory").rglob("*.py")]):
+    for path in sorted(
+        path for folder in ("unigen", "theory", "experiments") for path in (ROOT / folder).rglob("*.py")
+    ):
         digest.update(path.read_bytes())
     before, env.code_digest = getattr(env, "code_digest", None), digest.hexdigest()
     return [] if before == env.code_digest else sorted(env.found_docs)

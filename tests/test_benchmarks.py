@@ -1,5 +1,6 @@
 """The sides of a benchmark run the same algorithm: the losses by hand have the values and gradients of the phases."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import __main__ as benchmarks
+from benchmarks import peers, shares
 from benchmarks.works import WORKS, Work
 
 from unigen.engines.checks import check_once
@@ -46,3 +48,29 @@ def test_the_table_is_printed_and_saved(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| 2-D toy pair, 64 hidden, z = 2 |" in capsys.readouterr().out
     saved = json.loads((tmp_path / "steps.json").read_text())
     assert saved["rows"][0]["eager / hand"] > 0 and "torch" in saved["hardware"]
+
+
+def test_kernels_are_sorted_by_kind() -> None:
+    assert shares.kind_of("aten::addmm") == shares.kind_of("aten::mkldnn_convolution")
+    assert len({shares.kind_of(f"aten::{name}") for name in ("mm", "_fused_adam_", "normal_", "softplus")}) == 4
+    found = shares.shares(WORKS[0], rounds=1)
+    assert found["matrix products and convolutions"] > 0 and found["Adam"] > 0
+    assert found["step"] > 0
+
+
+def test_ten_seeds_take_the_steps_of_ten_runs() -> None:
+    """One step of the row advances each of its pairs once, each on its own batch."""
+    work = next(work for work in WORKS if work.seeds > 1)
+    begun: list[Any] = []
+    make = work.make
+
+    def kept(seed: int) -> Any:
+        begun.append(make(seed))
+        return begun[-1]
+
+    run = peers.SIDES["xla"](dataclasses.replace(work, make=kept), 8)
+    before = [[parameter.clone() for parameter in pair.parameters()] for pair in begun]
+    run(2)
+    assert len(begun) == work.seeds == 10
+    for pair, old in zip(begun, before, strict=True):
+        assert any(not torch.equal(a, b) for a, b in zip(pair.parameters(), old, strict=True))

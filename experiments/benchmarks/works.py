@@ -32,7 +32,9 @@ BATCH = 128
 @dataclass(frozen=True)
 class Work:
     """``make(seed)`` returns the pair. ``x(rows)``: a batch. ``by_hand(pair)``: its losses, one a phase. ``steps``: of one
-    timed stretch. ``peers``: which other libraries run the same algorithm. ``seeds``: runs that a step advances."""
+    timed stretch, some two to eight tenths of a second. ``peers``: which other libraries run the same algorithm. ``seeds``:
+    runs that a step advances.
+    """
 
     name: str
     routine: Routine
@@ -159,14 +161,14 @@ WORKS = [
     Work(
         "2-D toy pair, 64 hidden, z = 2", routines.vae, _toy, lambda n: torch.randn(n, 2), _vae, 200, ("svi", "numpyro")
     ),
-    Work("VAE 784-400-20", routines.vae, _image(latent, 400, 20), _bits, _vae, 30, ("svi", "numpyro")),
+    Work("VAE 784-400-20", routines.vae, _image(latent, 400, 20), _bits, _vae, 80, ("svi", "numpyro")),
     Work(
         "RWS, 8 particles, 784-256-20",
         routines.reweighted_wake_sleep(8),
         _image(latent, 256, 20),
         _bits,
         _reweighted(8),
-        15,
+        40,
         ("numpyro",),
     ),
     Work(
@@ -175,10 +177,10 @@ WORKS = [
         lambda seed: sigmoid_belief(784, (200, 200, 200), seed=seed),
         _bits,
         _belief,
-        30,
+        80,
         ("numpyro",),
     ),
-    Work("GAN 784-256-20", routines.gan, _image(adversarial, 256, 20), _bits, _gan, 30),
+    Work("GAN 784-256-20", routines.gan, _image(adversarial, 256, 20), _bits, _gan, 80),
     Work(
         "convolutional VAE 28x28",
         routines.vae,

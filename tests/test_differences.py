@@ -324,15 +324,16 @@ def test_an_implicit_model_that_is_far_away_is_drawn_and_a_diverged_one_is_not_f
     [
         (0.05, 12, ["0.1", "0.3", "1", "3", "10"]),
         (0.9, 60, ["1", "2", "5", "10", "20", "50"]),
-        (0.2, 0.3, ["0.2"]),
+        (13.5, 39.3, ["20", "30"]),
+        (0.2, 0.3, ["0.20", "0.25", "0.30"]),
         (1e-30, 1e30, None),
-        (1.0, 1.1, ["1", "1.1"]),
+        (1.0, 1.1, ["1.00", "1.05", "1.10"]),
     ],
 )
 def test_ticks_of_a_logarithmic_axis(low, high, labels):
     found = log_ticks(low, high)
-    assert 1 <= len(found) <= 7 and all(low <= value <= high * (1 + 1e-12) for value, _ in found)
-    assert labels is None or [label for _, label in found] == labels or len(found) == 2
+    assert 2 <= len(found) <= 7 and all(low <= value <= high * (1 + 1e-12) for value, _ in found)
+    assert labels is None or [label for _, label in found] == labels
     for wrong in ((0.0, 1.0), (2.0, 1.0), (1.0, math.inf)):
         with pytest.raises(ValueError, match="logarithmic"):
             log_ticks(*wrong)

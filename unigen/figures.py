@@ -95,7 +95,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
-    """Choose at most `most` values in [low, high], 1, 2 or 5 times powers of ten, or the powers alone, with their labels."""
+    """Choose up to `most` values in [low, high], 1, 2 or 5 times powers of ten, or round ones in a short range, with labels."""
     if not (0 < low < high < math.inf):
         raise ValueError(f"ticks of a logarithmic axis need finite ends with 0 < low < high, got {low} and {high}.")
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -104,7 +104,9 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]
         if 2 <= len(found) <= most:
             break
     else:
-        found = found[:: -(-len(found) // most)] if len(found) > 1 else [low, high]
+        if len(found) < 2:
+            return [(value, label) for value, label in ticks(low, high, 4) if value > 0]
+        found = found[:: -(-len(found) // most)]
     return [(value, f"{value:g}" if value < 1e4 else number(value, 0)) for value in found]
 
 
@@ -144,7 +146,7 @@ def worth_showing(series: Sequence[Series]) -> tuple[float, float] | None:
     if not late:
         return None
     top = max(values)
-    spread = max(top - late[len(late) // 2], 1e-6 * abs(top))
+    spread = max(top - late[(len(late) - 1) // 2], 1e-6 * abs(top))
     worst = max(late[0], top - 8 * spread)
     return max(min(values), worst - max(0.8 * (top - worst), spread)), top
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY", "panels", "save"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY", "Drawing", "panels", "png", "save"]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows as it is saved, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def panels(count: int = 1, *, width: float = 4.2, height: float = 3.3, **shared: Any) -> tuple[Figure, list[Any]]:
     """Return a figure with ``count`` panels side by side, each ``width`` by ``height`` inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    figure = Drawing(figsize=(width * count, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, count, squeeze=False, **shared)[0])
     for axis in axes:
@@ -29,8 +37,8 @@ def panels(count: int = 1, *, width: float = 4.2, height: float = 3.3, **shared:
     return figure, axes
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as a PNG of 120 dots an inch, on white, in at most 128 colours."""
+def png(figure: Figure) -> bytes:
+    """Return the figure as a PNG of 120 dots an inch, on white, in at most 128 colours."""
     for axis in figure.axes:
         axis.title.set_fontsize(10)
         axis.xaxis.label.set_fontsize(9)
@@ -39,6 +47,13 @@ def save(figure: Figure, path: Path) -> Path:
     canvas: Any = figure.canvas
     canvas.draw()
     picture = Image.frombuffer("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba()))
+    written = BytesIO()
+    picture.convert("RGB").quantize(128).save(written, "png", optimize=True)
+    return written.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.convert("RGB").quantize(128).save(path, optimize=True)
+    path.write_bytes(png(figure))
     return path

@@ -12,6 +12,10 @@ from extension.docstrings import restructured
 from failures import NAMES
 from links import HERE, Sources, equations, problems, reference
 
+from unigen.networks import networks
+from unigen.pair import Pair
+from unigen.pairs import latent
+
 GIVEN = links.sources()
 CHAPTERS = [
     "pair",
@@ -179,12 +183,35 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     assert listed | {"index.md"} == set(GIVEN.chapters)
 
 
-def test_glossary_has_the_synonyms_of_the_field() -> None:
-    glossary = re.findall(r"```\{glossary\}\n(.*?)```", GIVEN.chapters["pair.md"], re.S)[0]
-    terms = {line for line in glossary.split("\n") if line and not line.startswith(" ")}
+def synonyms() -> dict[str, list[str]]:
+    """The glossary's names of each thing, by the first, which is the package's."""
+    (glossary,) = re.findall(r"```\{glossary\}\n(.*?)```", GIVEN.chapters["pair.md"], re.S)
+    entries = [re.match(r"(?:\S.*\n)+", entry) for entry in glossary.split("\n\n")]
+    named = [entry[0].strip("\n").split("\n") for entry in entries if entry]
+    return {names[0]: names[1:] for names in named}
+
+
+def check_names(pair: Pair) -> None:
+    """Every other name of the model and of the guide is an attribute that is the same object."""
+    for name in ("model", "guide"):
+        for other in (*synonyms()[name], {"model": "decoder", "guide": "encoder"}[name]):
+            assert getattr(pair, other.replace(" ", "_")) is getattr(pair, name), other
+
+
+def test_glossary_has_the_synonyms_of_the_field_and_the_package_knows_them() -> None:
     guide = {"variational approximation", "recognition model", "inference network", "recognition network"}
     model = {"data likelihood model", "generative network", "generator", "probabilistic decoder"}
-    assert guide | model | {"inference model", "generative model", "probabilistic encoder"} <= terms
+    assert guide | {"inference model", "probabilistic encoder"} == set(synonyms()["guide"])
+    assert model | {"generative model"} == set(synonyms()["model"])
+    pair = latent(networks("mlp", (4,), 2, hidden=(3,)))
+    check_names(pair)
+    assert len(list(pair.parameters())) == len({id(p) for group in ("theta", "phi") for p in pair.group(group)})
+
+    class Mistaken(Pair):
+        encoder = Pair.generative_model  # type: ignore[assignment]
+
+    with pytest.raises(AssertionError, match="encoder"):
+        check_names(Mistaken(pair.model, pair.guide))
 
 
 def test_code_that_a_page_includes_is_there() -> None:

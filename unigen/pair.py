@@ -82,6 +82,20 @@ class Pair(nn.Module):
                 if other != group:
                     raise PairError(f"parameter {name!r} belongs to both {other} and {group}; give each its own copy")
 
+    @property
+    def generative_model(self) -> Callable[..., Any]:
+        """The model, by the field's other names: generative network, data likelihood model, generator, decoder."""
+        return self.model
+
+    @property
+    def inference_model(self) -> Callable[..., Any]:
+        """The guide, by the field's other names: variational approximation, recognition or inference network, encoder."""
+        return self.guide
+
+    generative_network = data_likelihood_model = generator = decoder = probabilistic_decoder = generative_model
+    inference_network = recognition_model = recognition_network = variational_approximation = inference_model
+    encoder = probabilistic_encoder = inference_model
+
     def _program(self, group: str) -> Any:
         return {"theta": self.model, "phi": self.guide, "psi": self.psi}[group]
 

@@ -12,7 +12,7 @@ import torch
 
 from identities.identity import Identity, distance
 
-__all__ = ["CHAPTERS", "NOT_YET", "Identity", "chapter_of", "identities", "residual", "residuals"]
+__all__ = ["CHAPTERS", "NO_IDENTITY", "Identity", "chapter_of", "identities", "residual", "residuals"]
 
 CHAPTERS = (
     "information",
@@ -29,8 +29,10 @@ CHAPTERS = (
 )
 """The modules that hold identities, in the order of the site."""
 
-NOT_YET = {"G8": "synonyms are a glossary, in theory/pair.md: nothing to compute"}
-"""Requirements of the theory that no identity covers, with the reason."""
+NO_IDENTITY = {
+    "G8": "names: the glossary of theory/pair.md and the aliases of unigen.pair.Pair, held by tests/test_site.py"
+}
+"""Requirements of the theory that are no identity, with what they are instead."""
 
 
 def identities() -> dict[str, Identity]:

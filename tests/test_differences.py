@@ -139,6 +139,13 @@ def test_what_many_ways_have_in_common_is_the_note(tmp_path):
     assert column.note == "estimate; variance over data of the guide's mean above 0.01"
 
 
+def test_the_score_of_the_data_stands_beside_that_of_samples(tmp_path):
+    scores = [of_samples("inception score", 4.5, "estimate"), of_samples("inception score of data", 9.7, "estimate")]
+    write_run(tmp_path, "a", 0, figures=scores)
+    (column,) = tabulate(read_runs(tmp_path), "shares").columns
+    assert column.heading == "inception score ↑" and "9.7 for the data" in column.note
+
+
 def test_a_warning_is_marked_and_said_once(tmp_path):
     for seed in (0, 1):
         names = ("Pareto k-hat, median", "Pareto k-hat, share over 0.7")

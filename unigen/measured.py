@@ -32,7 +32,6 @@ SAMPLES = {
     "density": 0,
     "coverage": 1,
     "inception score": 1,
-    "inception score of data": 0,
     "classes covered": 1,
     "KL to uniform": -1,
     "modes captured": 1,
@@ -46,6 +45,7 @@ POSTERIOR = {
     "Pareto k-hat, median": 0,
     "Pareto k-hat, share over 0.7": 0,
 }
+OF_DATA = "inception score of data"
 PLAIN = ("pixels", "coordinates")
 Key = tuple[str, str, str]
 
@@ -82,14 +82,17 @@ def measure(runs: Sequence[Run], part: str) -> list[Measured]:
         for run in runs:
             found += [*_likelihood(run), *_legacy(run), *_times(run)]
     shown = leading(entry for _, entry in figures)
+    of_data = {id(run): entry for run, entry in figures if entry.get("name") == OF_DATA}
     for run, entry in figures:
         name, value = as_text(entry.get("name")), as_number(entry.get("value"))
         if value is not None and (name in shown if part == "results" else _part(name, entry) == part):
-            found.append(_figure(run, name, value, entry))
+            found.append(_figure(run, name, value, entry, of_data.get(id(run), {})))
     return list({(m.key, m.slug, m.seed): m for m in reversed(found)}.values())[::-1]  # a run counts once in a column
 
 
 def _part(name: str, entry: dict[str, Any]) -> str:
+    if name == OF_DATA:
+        return ""  # the same for every routine: said with the score of samples
     if "n_fake" in entry:
         return "distances" if entry.get("kind") == "distance" else "shares"
     # what the log-likelihood among the results was made from, or a bound of fewer particles
@@ -107,8 +110,10 @@ def leading(entries: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     return ("FID", "MMD²" if plain else "KID", "classes covered")
 
 
-def _figure(run: Run, name: str, value: float, entry: dict[str, Any]) -> Measured:
+def _figure(run: Run, name: str, value: float, entry: dict[str, Any], of_data: dict[str, Any]) -> Measured:
     kind, how = as_text(entry.get("kind")), as_text(entry.get("how"))
+    if name == "inception score" and (score := as_number(of_data.get("value"))) is not None:
+        how += f"; {score:.3g} for the data"
     counted = [as_number(entry.get(key)) for key in ("n_real", "n_fake")]
     said = [f"{count:g} {what}" for count, what in zip(counted, ("data", "samples"), strict=True) if count]
     protocol = "; ".join(part for part in (kind, how, as_text(entry.get("features")), ", ".join(said)) if part)

@@ -174,6 +174,30 @@ def test_chapter_derives_runs_and_cites(name: str) -> None:
     assert "{literalinclude} ../unigen/" in text
 
 
+MISTAKES = {  # what the lectures get wrong, and what the note in the chapter says of it
+    "the sleep phase a copy of the wake phase": ("wake_sleep", "sleep phase as a copy of the wake phase"),
+    "min before both log-likelihoods": ("wake_sleep", "puts *min* before both"),
+    "a joint density beside a divergence to the prior": ("variational", "together with a divergence to the prior"),
+    "Jensen-Shannon through itself": ("information", "defines the divergence through itself"),
+    "information gain without logarithms": ("information", "without its logarithms"),
+    "the value of the game without a logarithm": ("gans", "drops the logarithm on the term of the generated"),
+    "the mean added twice": ("vae", "adds the mean to the code twice"),
+    "a log-variance without its half": ("vae", "If $\\sigma$ is a log-variance, the noise is"),
+    "gradient clipping": ("gans", "call this gradient clipping"),
+    "indices of a flow": ("flows", "the indices are swapped"),
+    "an undirected Helmholtz machine": ("pair", "undirected Markov random field"),
+    "a lower bound of imitation": ("regularization", "calls $\\pi_0$ a lower bound"),
+    "the lost formulas of Lemma 1": ("unified", "has lost these formulas"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_the_lectures_is_corrected_in_a_note(mistake: str) -> None:
+    name, words = MISTAKES[mistake]
+    notes = re.findall(r"^```\{note\}\n(.*?)^```$", GIVEN.chapters[f"{name}.md"], re.S | re.M)
+    assert any(words in " ".join(note.split()) for note in notes)
+
+
 def test_every_page_is_in_a_table_of_contents() -> None:
     listed = set()
     for index in ("index.md", "api/index.md"):

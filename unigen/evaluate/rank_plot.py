@@ -44,7 +44,7 @@ def save_ranks(path: Path, found: Calibration, confidence: float = 0.95) -> tupl
     curves = ecdf_differences(found.ranks, draws)
     outside = ((curves < low[:, None] - 1e-12) | (curves > high[:, None] + 1e-12)).any(0)
     left = sorted(outside.nonzero()[:, 0].tolist(), key=lambda index: -float(curves[:, index].abs().max()))
-    figure = Figure(figsize=(5.6, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.6, 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.fill_between(x, low, high, color="0.88", linewidth=0, label=f"{confidence:.0%} band of one quantity")
@@ -60,7 +60,7 @@ def save_ranks(path: Path, found: Calibration, confidence: float = 0.95) -> tupl
     axes.set(
         xlim=(0, 1), xlabel=f"rank of the truth among {draws} draws, as a share", ylabel="ECDF of ranks minus uniform"
     )
-    axes.legend(fontsize=7, frameon=False, loc="upper right")
+    figure.legend(fontsize=7, frameon=False, loc="outside right upper")
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

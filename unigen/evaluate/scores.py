@@ -15,6 +15,7 @@ from torch import Tensor
 from unigen.divergences import (
     Kernel,
     gaussian_kernel,
+    kullback_leibler_divergence,
     median_bandwidth,
     permutation_test,
     polynomial_kernel,
@@ -178,9 +179,8 @@ def inception_score(
         )
 
     def statistic(log_p: Tensor) -> Tensor:
-        p = log_p.exp()
-        excess = torch.where(p > 0, p * (log_p - p.mean(0).log()), 0.0)
-        return excess.sum(1).mean().exp()
+        p = torch.softmax(log_p, 1)  # sums to one in double precision, too
+        return kullback_leibler_divergence(p, p.mean(0).expand_as(p)).mean().exp()
 
     found = jackknife(statistic, rows, groups=groups, seed=seed)
     limits = {"low": 1.0, "high": float(rows.shape[1])}

@@ -74,6 +74,8 @@ class Options:
     """Where the runs go."""
     out: str = str(HERE / "results")
     """Where the tables, numbers and figure go."""
+    train: bool = True
+    """Train what is missing; --no-train shows what is there."""
     progress: bool = True
     """Show bars."""
 

@@ -49,13 +49,13 @@ class Options:
     """Samples of z a datum."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each is one run of every routine from the same weights."""
-    epochs: int = 2
+    epochs: int = 1
     """Passes over the training data, of every routine."""
     long_epochs: int = 6
     """Passes of the longer studies; 0 for none."""
     long_k: int = 5
     """The greatest k of the longer studies."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's learning rate ..."""
     final_learning_rate: float = 1e-4
     """... and where it falls to, linearly."""
@@ -75,6 +75,8 @@ class Options:
     """Where the runs go."""
     out: str = str(HERE / "results")
     """Where the tables, numbers and figure go."""
+    train: bool = True
+    """Train what is missing; --no-train shows what is there."""
     progress: bool = True
     """Show bars."""
 

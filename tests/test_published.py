@@ -87,6 +87,8 @@ def test_a_script_that_was_stopped_goes_on(uncut, tmp_path, monkeypatch, capsys)
     assert "goes on where it was" in capsys.readouterr().err
     half = runs_of(tmp_path, "discrete_latents")
     assert {run["seed"] for run in half} == {0} and len(half) == 4  # complete for the first seed
+    assert discrete(tmp_path, "--no-train") == 0 and len(calls) == 3
+    assert runs_of(tmp_path, "discrete_latents") == half and "| 6 | `wake_sleep` | 1 |" in capsys.readouterr().out
     assert discrete(tmp_path) == 0
     assert runs_of(tmp_path, "discrete_latents") == runs_of(uncut, "discrete_latents")
 

@@ -83,11 +83,17 @@ class Record:
 
 
 def carry_out(
-    studies: Sequence[Study], directory: Path, command: str, examination: Examination, progress: bool = True
-) -> Iterator[Record]:
-    """Train and examine every run of the studies below ``directory``, and yield its record; what is done is not done again.
+    studies: Sequence[Study],
+    directory: Path,
+    command: str,
+    examination: Examination,
+    train: bool = True,
+    progress: bool = True,
+) -> Iterator[list[Record]]:
+    """Train and examine every run of the studies below ``directory``; yield the records of each seed of each study.
 
-    Every setting of every study is checked before the first run. A run that fails is named on stderr, and has no record.
+    What is done is not done again, and without ``train`` only what is there is examined. Every setting of every study is
+    checked before the first run. A run that fails is named on stderr, and has no record.
     """
     planned: list[Plan] = []
     for study in studies:
@@ -97,18 +103,20 @@ def carry_out(
     for seed in studies[0].settings.seeds:
         for study, whole in zip(studies, planned, strict=True):
             part = dataclasses.replace(whole, settings=dataclasses.replace(whole.settings, seeds=(seed,)))
-            for result in compare(part, describe(whole), progress):
+            for result in compare(part, describe(whole), progress) if train else ():
                 if result["status"] != "complete":
                     print(
                         f"{study.name}, {result['routine']}, seed {result['seed']}: {result['error']}", file=sys.stderr
                     )
-            yield from _records(study, part, examination, progress)
+            yield list(_records(study, part, examination, progress))
 
 
 def _records(study: Study, planned: Plan, examination: Examination, progress: bool) -> Iterator[Record]:
     for seed in planned.settings.seeds:
         for arm in planned.arms:
             folder = planned.directory / arm.slug / f"seed-{seed}"
+            if not (folder / "result.json").is_file():
+                continue
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             if result["status"] != "complete":
                 continue

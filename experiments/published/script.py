@@ -26,7 +26,8 @@ from unigen.signals import asked_to_end
 __all__ = ["command_line", "publish"]
 
 
-PLACES = ("directory", "out", "data_root", "progress")  # options that no figure depends on
+PLACES = ("directory", "out", "data_root")
+SILENT = ("train", "progress")  # options that no figure depends on, like the places
 
 
 def publish(
@@ -38,9 +39,9 @@ def publish(
     claims: Sequence[Claim],
     baseline: Callable[[str], str],
 ) -> int:
-    """Carry out the studies, and after every run write NAME.md, NAME.json and NAME.png to ``options.out``; print the tables.
+    """Carry out the studies, and after each seed of each write NAME.md, NAME.json and NAME.png to ``options.out``.
 
-    Returns the exit code: 1 where a run failed.
+    Prints the tables and returns the exit code: 1 where a run failed.
     """
     if examination.particles < 1 or examination.test_size < 0:
         given = f"{examination.particles} and {examination.test_size}"
@@ -50,8 +51,10 @@ def publish(
         raise UsageError(f"--out {options.out} is or goes through a file; name a folder")
     records: list[Record] = []
     text = ""
-    for record in carry_out(studies, Path(options.directory), command, examination, options.progress):
-        records.append(record)
+    for found in carry_out(studies, Path(options.directory), command, examination, options.train, options.progress):
+        if not found:
+            continue
+        records += found
         errors = [run.standard_error for run in records]
         rows = (
             f"{examination.test_size} test rows spread evenly over the test set"
@@ -73,7 +76,7 @@ def publish(
             "",
             *above(studies, records),
         ]) + "\n"  # fmt: skip
-        settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
+        settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in (*PLACES, *SILENT)}
         content = {"command": command, "settings": settings, "environment": environment("cpu")}
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / f"{name}.json", content | {"runs": [dataclasses.asdict(run) for run in records]})
@@ -81,7 +84,25 @@ def publish(
         draw(out / f"{name}.png", studies, records)
     print(text)
     wanted = sum(len(study.settings.routines) * len(study.settings.seeds) for study in studies)
-    return 0 if len(records) == wanted else 1
+    return 0 if len(records) == wanted or not options.train else 1
+
+
+def plain(name: str, arguments: Sequence[str]) -> str:
+    """Return the command without the options that no figure depends on.
+
+    >>> plain("it", ["--epochs", "3", "--out", "there", "--no-train", "--directory=here"])
+    'python experiments/it.py --epochs 3'
+    """
+    kept, rest = [], list(arguments)
+    while rest:
+        entry = rest.pop(0)
+        flag, equals, _ = entry.partition("=")
+        key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if not flag.startswith("--") or key not in (*PLACES, *SILENT):
+            kept.append(entry)
+        elif key in PLACES and not equals and rest:
+            rest.pop(0)
+    return shlex.join(["python", f"experiments/{name}.py", *kept])
 
 
 def command_line(
@@ -97,7 +118,7 @@ def command_line(
             raise UsageError(wrong)
         with asked_to_end(at_once=True):
             chosen = tyro.cli(options, prog=f"python experiments/{name}.py", description=description, args=arguments)
-            return main(chosen, shlex.join(["python", f"experiments/{name}.py", *arguments]))
+            return main(chosen, plain(name, arguments))
     except DataError as error:
         said, code = str(error), 3
     except (UsageError, DirectoryInUse) as error:

@@ -59,7 +59,7 @@ class Settings:
     """The largest share of imitation."""
     decay: float = 0.81
     """How the labels' share falls from epoch to epoch."""
-    seeds: tuple[int, ...] = (5, 6, 7, 8, 9)
+    seeds: tuple[int, ...] = tuple(range(5, 25))
     """Seeds, each a pair of runs from the same weights and labels; 0 to 4 served to choose the settings."""
     out: str | None = None
     """Write the numbers to this JSON file too."""

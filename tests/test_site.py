@@ -267,6 +267,26 @@ def test_every_formula_is_drawn_without_a_script() -> None:
 # -- docstrings ----------------------------------------------------------------------------------------------------------
 
 
+NUMBERED = re.compile(
+    r"\b(?:eqs?\.|equations?|tables?|sections?|figures?|theorem|proposition|lemma|appendix|algorithm|example|definition) "
+    r"(?:[A-Z]\.)?\d",
+    re.I,
+)
+
+
+def numbers_of_others(text: str) -> list[str]:
+    """The lines of a source that cite a numbered statement, but for the two papers that were compared."""
+    return [line for line in text.split("\n") if NUMBERED.search(line) and not re.search(r"\bHu\b|\bWu\b|HU\b", line)]
+
+
+def test_only_numbers_that_were_compared_with_their_paper_are_cited() -> None:
+    root = HERE.parent
+    for folder in ("unigen", "experiments/failures", "theory/identities"):
+        for path in sorted((root / folder).rglob("*.py")):
+            assert numbers_of_others(path.read_text(encoding="utf-8")) == [], path.name
+    assert numbers_of_others("(Burda et al. 2016, Eq. 8)\nHu et al. 2018, Eq. 8") == ["(Burda et al. 2016, Eq. 8)"]
+
+
 def test_failures_have_the_tests_that_read_them() -> None:
     assert set(GIVEN.failures) == set(NAMES) and all(GIVEN.failures.values())
     directly, by_another = GIVEN.failures["sleep_raises_free_energy"], GIVEN.failures["vanishing_gradient"]

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from failures.drawing import BLUE, ORANGE, RED, panels
+from failures.drawing import BLUE, ORANGE, RED, panels, seeds
 from unigen import Pair, Phase, Wake, fit, routines
 from unigen.data import Loader, load
 from unigen.engines.eager import draw as draw_from
@@ -143,6 +143,6 @@ def draw(found: dict[str, Any]) -> Figure:
     last.axhline(found["null"].value, color=RED, linestyle=":", linewidth=1.2, label="test digits")
     last.set(xticks=range(len(kinds)), ylabel="MMD² to held-out digits")
     last.set_xticklabels(kinds)
-    last.set_title(f"{len(found['VAE'])} seeds")
+    last.set_title(seeds(len(found["VAE"])))
     last.legend(fontsize=8, frameon=False)
     return figure

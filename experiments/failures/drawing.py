@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY", "Drawing", "panels", "png", "save"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY", "Drawing", "panels", "png", "save", "seeds"]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -35,6 +35,11 @@ def panels(count: int = 1, *, width: float = 4.2, height: float = 3.3, **shared:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
     return figure, axes
+
+
+def seeds(count: int) -> str:
+    """Return "1 seed", "5 seeds"."""
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def png(figure: Figure) -> bytes:

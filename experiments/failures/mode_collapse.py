@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from failures.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, panels
+from failures.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, panels, seeds
 from unigen import Pair, fit
 from unigen.data import Loader, load
 from unigen.densities import ring
@@ -175,7 +175,7 @@ def line_of_figures(found: dict[str, Any]) -> str:
         parts.append(part + (")" if method == "GAN" else f"; p {p_value(plain, modes):.3f})"))
     count = len(plain)
     return (
-        f"modes filled after {found['updates']} updates, mean of {count} seeds, p exact against the GAN (least possible "
+        f"modes filled after {found['updates']} updates, mean of {seeds(count)}, p exact against the GAN (least possible "
         f"{2 / math.comb(2 * count, count):.3f}): {'; '.join(parts)}; null {found['null'][0]:.2f} (good {found['null'][1]:.2f})"
     )
 
@@ -194,7 +194,7 @@ def draw(found: dict[str, Any]) -> Figure:
     first.axhline(found["null"][0], color=GREY, linestyle=":", linewidth=1.5)
     first.text(found["updates"], found["null"][0] + 0.12, "the data themselves", fontsize=7, color=GREY, ha="right")
     first.set(xlabel="updates", ylabel="modes filled", ylim=(0, 8.8))
-    first.set_title(f"mean and range of {len(next(iter(runs.values()))[0])} seeds")
+    first.set_title(f"mean and range of {seeds(len(next(iter(runs.values()))[0]))}")
     means = ring().means
     for axis, (method, (_, points)) in zip(axes[1:], runs.items(), strict=True):
         axis.scatter(means[:, 0], means[:, 1], s=60, facecolors="none", edgecolors=GREY, linewidths=0.8)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from failures.drawing import BLUE, GREEN, GREY, ORANGE, RED, panels
+from failures.drawing import BLUE, GREEN, GREY, ORANGE, RED, panels, seeds
 from unigen import PHI, Pair, Phase, Wake, fit, routines
 from unigen.divergences import Estimate, kullback_leibler_between
 from unigen.networks import MLPTrunk, Networks
@@ -183,7 +183,7 @@ def draw(found: dict[str, Any]) -> Figure:
     left.set_title("one normal for two modes")
     for index, (name, color, label) in enumerate((("vae", GREEN, "VAE"), ("gan", ORANGE, "GAN"))):
         for seed, normal in enumerate(found[name]):
-            shown = f"{label}, {len(found[name])} seeds" if seed == 0 else None
+            shown = f"{label}, {seeds(len(found[name]))}" if seed == 0 else None
             right.plot(x, density(normal), color=color, linewidth=1.2, alpha=0.9, label=shown, zorder=3 + index)
     right.set_title("affine VAEs cover both, most affine GANs drop one")
     for axis in (left, right):

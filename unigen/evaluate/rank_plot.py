@@ -3,7 +3,7 @@
     x = i / (L + 1),   y = #{ranks below i} / N - x,   i = 1, ..., L, under the band that holds at all i at once
 
 A guide that is too narrow gives a curve that rises above zero and then falls below it, one that is too wide the reverse, one
-that is shifted a curve on one side. Source: Säilynoja, Bürkner and Vehtari (2022), arXiv:2103.10522, section 2.
+that is shifted a curve on one side. Source: Säilynoja, Bürkner and Vehtari (2022), arXiv:2103.10522.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,12 +14,15 @@ from pyro.nn import PyroModule
 
 import unigen.evaluate.annealing as annealing
 from unigen import Pair
+from unigen.engines.lowering import Given, precision, run, to_jax
+from unigen.engines.surroundings import Draws
 from unigen.evaluate.annealing import (
     Annealing,
     annealed_log_likelihood,
     bidirectional_monte_carlo,
     inverse_temperatures,
 )
+from unigen.evaluate.annealing_xla import NAMES, record
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.latents import LatentSpace, frozen
@@ -68,9 +72,9 @@ def score(means):
 
 # False alarms of the z-scores at 6: 2e-9 for a normal mean; the weights are bounded (a wide guide's forwards, a narrow
 # guide's backwards), and each of the 300 means averages 128 chains.
-@pytest.mark.parametrize("distributions", (1, 5))
-def test_weights_forwards_and_inverse_weights_backwards_have_mean_one(seed, distributions):
-    settings = Annealing(distributions, 128, 3)
+@pytest.mark.parametrize(("distributions", "engine"), ((1, "eager"), (5, "eager"), (5, "xla")))
+def test_weights_forwards_and_inverse_weights_backwards_have_mean_one(seed, distributions, engine):
+    settings = Annealing(distributions, 128, 3, engine=engine)
     line = Line()
     forward, _ = weights(line, ExactGuide(line, 1.5, 0.5), settings, seed)
     assert abs(score(forward.mean(0))) < 6
@@ -78,15 +82,52 @@ def test_weights_forwards_and_inverse_weights_backwards_have_mean_one(seed, dist
     assert abs(score(back.mean(0))) < 6
 
 
-def test_a_transition_that_leaves_another_distribution_invariant_is_found(seed, monkeypatch):
-    line, settings = Line(), Annealing(5, 128, 3, start="prior")
+@pytest.mark.parametrize("engine", ("eager", "xla"))
+def test_a_transition_that_leaves_another_distribution_invariant_is_found(seed, monkeypatch, engine):
+    line, settings = Line(), Annealing(5, 128, 3, start="prior", engine=engine)
 
     def at_the_wrong_temperature(path, state, b, *rest, original=annealing.transition):
         return original(path, state, (b + 1) / 2, *rest)
 
     monkeypatch.setattr(annealing, "transition", at_the_wrong_temperature)
     forward, _ = weights(line, ExactGuide(line), settings, seed)
-    assert abs(score(forward.mean(0))) > 6
+    assert float((forward.mean(0) > 1).double().mean()) > 0.9  # 0.99 and more; a half of the rows where it is right
+
+
+@pytest.mark.parametrize("start", ("guide", "prior"))
+def test_a_lowered_transition_is_that_of_torch_with_the_same_noise(seed, start):
+    line = Line()
+    pair = Pair(line, ExactGuide(line, 1.5, 0.5))
+    with frozen(pair, seed, "cpu"):
+        path = annealing.Path(LatentSpace(pair, {"x": draw_from(line, 6)}, 4), start)
+        state = path.begin()
+        step, scale = torch.full((6,), 0.3, dtype=torch.float64), torch.rand(state.u.shape[-1], dtype=torch.float64)
+        move = annealing._plain(path, 3)
+        tape = record(move, state, step, scale)
+        b = torch.tensor(0.3, dtype=torch.float64)  # not the one it was recorded at
+        with Draws() as draws:
+            after, rate = move(state, b, step, scale)
+        inputs = dict(zip((*NAMES, "b", "step", "scale"), (*state, b, step, scale), strict=True))
+        with precision():
+            found = run(
+                tape,
+                {name: to_jax(tensor) for name, tensor in inputs.items()},
+                {number: to_jax(tensor) for number, tensor in tape.constants.items()},
+                Given([to_jax(draw) for draw in draws.taken]),
+            ).outputs
+            for one, other in zip((*after, rate), found, strict=True):
+                assert float((one - torch.tensor(numpy.asarray(other))).abs().max()) < 1e-10
+
+
+def test_both_engines_bound_alike_and_draw_from_the_seed(seed):
+    line = Line()
+    pair, x = Pair(line, ExactGuide(line, 1.5, 0.5)), draw_from(line, 40)
+    settings = Annealing(100, 16, 5, engine="xla")
+    found, again = (annealed_log_likelihood(pair, x, settings, seed) for _ in range(2))
+    assert torch.equal(found.per_datum, again.per_datum) and "engine xla" in found.how
+    assert abs(found.value - float(line.exact(x).mean())) < 0.1
+    with pytest.raises(ValueError, match="engine='jax'; .*eager"):
+        Annealing(engine="jax")
 
 
 def test_annealing_finds_the_evidence_from_prior_and_guide(seed):

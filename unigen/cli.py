@@ -23,6 +23,7 @@ from unigen.data import NAMES, DataError
 from unigen.describe import announcements, describe
 from unigen.durable import write_whole
 from unigen.evaluate import sample
+from unigen.evaluate.annealing import ENGINES as ANNEALERS
 from unigen.evaluate.annealing import Annealing
 from unigen.evaluate.directory import evaluate_directories, evaluation_table
 from unigen.evaluate.examination import Protocol
@@ -86,6 +87,8 @@ class Evaluate:
     """How many of the test data are annealed."""
     distributions: int = 200
     """Intermediate distributions of annealed importance sampling."""
+    engine: str = "eager"
+    """What runs the annealing: eager, torch; or xla, which compiles it first."""
     chains: int = 8
     """Chains of annealed importance sampling for each datum."""
     simulated: int = 50
@@ -246,11 +249,13 @@ def _evaluate(chosen: Evaluate) -> int:
         value, low = getattr(chosen, name), least.get(name, 0)
         if not low <= value <= 10**6:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, and at most {10**6}; got {value}")
+    if chosen.engine not in ANNEALERS:
+        raise UsageError(f"--engine {chosen.engine!r}: {nearest(chosen.engine, ANNEALERS)}")
     protocol = Protocol(
         test=chosen.test_size,
         particles=chosen.particles,
         annealed=chosen.annealed,
-        annealing=Annealing(chosen.distributions, chosen.chains),
+        annealing=Annealing(chosen.distributions, chosen.chains, engine=chosen.engine),
         simulated=chosen.simulated,
         partition=chosen.partition,
         calibration=chosen.calibration,

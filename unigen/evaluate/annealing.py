@@ -11,6 +11,7 @@ Salakhutdinov and Grosse (2017), arXiv:1611.04273, whose settings are the defaul
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ __all__ = [
 
 MOST_CHAINS_AT_ONCE = 4096
 PILOT_LEVELS, PILOT_SWEEPS, PILOT_CHAINS = 60, 2, 64
-SCHEDULES, STARTS = ("linear", "sigmoid"), ("guide", "prior")
+SCHEDULES, STARTS, ENGINES = ("linear", "sigmoid"), ("guide", "prior"), ("eager", "xla")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Annealing:
 
     ``distributions``: T, the intermediate ones. ``chains``: S a datum, in parallel. ``leapfrogs``: steps of a trajectory, one
     trajectory a distribution. ``start``: f_0, the ``"guide"`` where the pair has one, or the ``"prior"``. ``acceptance``: what
-    the step sizes are tuned to on a pilot run. ``schedule``: of b, ``"sigmoid"`` or ``"linear"``.
+    the step sizes are tuned to on a pilot run. ``schedule``: of b, ``"sigmoid"`` or ``"linear"``. ``engine``: ``"eager"``, torch,
+    or ``"xla"``, which compiles the sweep first (``Refused`` for a pair that cannot be lowered).
     """
 
     distributions: int = 1000
@@ -58,6 +60,7 @@ class Annealing:
     start: str = "guide"
     acceptance: float = 0.65
     schedule: str = "sigmoid"
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         for name in ("distributions", "chains", "leapfrogs"):
@@ -65,14 +68,15 @@ class Annealing:
                 raise ValueError(f"annealing with {name}={getattr(self, name)}; give at least 1")
         if not 0 < self.acceptance < 1:
             raise ValueError(f"annealing with acceptance={self.acceptance}; give a rate between 0 and 1")
-        for name, options in (("start", STARTS), ("schedule", SCHEDULES)):
+        for name, options in (("start", STARTS), ("schedule", SCHEDULES), ("engine", ENGINES)):
             if getattr(self, name) not in options:
                 raise ValueError(
                     f"annealing with {name}={getattr(self, name)!r}; {nearest(getattr(self, name), options)}"
                 )
 
     def __str__(self) -> str:
-        return f"{self.distributions} distributions, {self.chains} chains, {self.leapfrogs} leapfrogs"
+        said = f"{self.distributions} distributions, {self.chains} chains, {self.leapfrogs} leapfrogs"
+        return said if self.engine == "eager" else f"{said}, engine {self.engine}"
 
 
 def inverse_temperatures(distributions: int, schedule: str = "sigmoid") -> Tensor:
@@ -212,6 +216,14 @@ def _anneal(
 ) -> tuple[Tensor, float]:
     """Return log w (S, N), float64, and the mean acceptance; ``reverse`` runs from the joint to f_0."""
     grid = inverse_temperatures(settings.distributions, settings.schedule).to(state.u.device)
+    if settings.engine == "xla":
+        from unigen.evaluate.annealing_xla import record, sweep  # imports jax
+
+        try:
+            tape = record(_plain(path, settings.leapfrogs), state, tuned.steps[0], tuned.scales[0])
+            return sweep(tape, state, grid, tuned.steps, tuned.scales, reverse, bar)
+        except Unsupported as error:
+            raise Refused(f"annealing by xla: {error}") from None
     log_weight = torch.zeros_like(state.log_joint, dtype=torch.float64)
     total = state.u.new_zeros(())
     order = range(settings.distributions, 0, -1) if reverse else range(1, settings.distributions + 1)
@@ -225,6 +237,13 @@ def _anneal(
         total = total + rate.mean()
         bar.update()
     return log_weight, float(total) / settings.distributions
+
+
+def _plain(path: Path, leapfrogs: int) -> Callable[..., tuple[State, Tensor]]:
+    """Return the transition on the programs themselves, not on their captured graph, as a function of tensors."""
+    own = copy.copy(path)
+    own.slopes = own._slopes
+    return lambda now, b, step, scale: transition(own, State(*now), b, step, scale, leapfrogs)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -13,17 +13,17 @@ __all__: list[str] = []
 
 
 @operation("normal.default", "normal_functional", random=True)
-def _normal_in_place(key: Any, shape: Any, dtype: Any, x: Any, mean: Any = 0.0, std: Any = 1.0, **_: Any) -> Any:
+def _normal_in_place(key: Any, shape: Any, dtype: Any, /, x: Any, mean: Any = 0.0, std: Any = 1.0, **_: Any) -> Any:
     return _affine(jax.random.normal(key, shape, dtype), mean, std)
 
 
 @operation("normal.Tensor_float", "normal.float_Tensor", "normal.Tensor_Tensor", random=True)
-def _normal(key: Any, shape: Any, dtype: Any, mean: Any = 0.0, std: Any = 1.0, **_: Any) -> Any:
+def _normal(key: Any, shape: Any, dtype: Any, /, mean: Any = 0.0, std: Any = 1.0, **_: Any) -> Any:
     return _affine(jax.random.normal(key, shape, dtype), mean, std)
 
 
 @operation("normal.float_float", random=True)
-def _normal_of_numbers(key: Any, shape: Any, dtype: Any, mean: Any, std: Any, *_: Any, **__: Any) -> Any:
+def _normal_of_numbers(key: Any, shape: Any, dtype: Any, /, mean: Any, std: Any, *_: Any, **__: Any) -> Any:
     return _affine(jax.random.normal(key, shape, dtype), mean, std)
 
 
@@ -34,37 +34,37 @@ def _affine(noise: Any, mean: Any, std: Any) -> Any:
 
 
 @operation("randn", "randn_like", random=True)
-def _randn(key: Any, shape: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+def _randn(key: Any, shape: Any, dtype: Any, /, *_: Any, **__: Any) -> Any:
     return jax.random.normal(key, shape, dtype)
 
 
 @operation("rand", "rand_like", random=True)
-def _rand(key: Any, shape: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+def _rand(key: Any, shape: Any, dtype: Any, /, *_: Any, **__: Any) -> Any:
     return jax.random.uniform(key, shape, dtype)
 
 
 @operation("uniform", random=True)
-def _uniform(key: Any, shape: Any, dtype: Any, x: Any, low: Any = 0.0, high: Any = 1.0, **_: Any) -> Any:
+def _uniform(key: Any, shape: Any, dtype: Any, /, x: Any, low: Any = 0.0, high: Any = 1.0, **_: Any) -> Any:
     return low + (high - low) * jax.random.uniform(key, shape, dtype)
 
 
 @operation("bernoulli.default", random=True)
-def _bernoulli(key: Any, shape: Any, dtype: Any, p: Any, **_: Any) -> Any:
+def _bernoulli(key: Any, shape: Any, dtype: Any, /, p: Any, **_: Any) -> Any:
     return (jax.random.uniform(key, shape, p.dtype) < p).astype(dtype)
 
 
 @operation("bernoulli.p", "bernoulli.float", random=True)
-def _bernoulli_of(key: Any, shape: Any, dtype: Any, x: Any, p: Any = 0.5, **_: Any) -> Any:
+def _bernoulli_of(key: Any, shape: Any, dtype: Any, /, x: Any, p: Any = 0.5, **_: Any) -> Any:
     return jax.random.bernoulli(key, p, shape).astype(dtype)
 
 
 @operation("bernoulli.Tensor", random=True)
-def _bernoulli_in_place(key: Any, shape: Any, dtype: Any, x: Any, p: Any, **_: Any) -> Any:
+def _bernoulli_in_place(key: Any, shape: Any, dtype: Any, /, x: Any, p: Any, **_: Any) -> Any:
     return (jax.random.uniform(key, shape, p.dtype) < p).astype(dtype)
 
 
 @operation("multinomial", random=True)
-def _multinomial(key: Any, shape: Any, dtype: Any, p: Any, samples: int, replacement: bool = False, **_: Any) -> Any:
+def _multinomial(key: Any, shape: Any, dtype: Any, /, p: Any, samples: int, replacement: bool = False, **_: Any) -> Any:
     log_p = jnp.log(p)
     if replacement or samples == 1:
         rows = jax.random.categorical(key, log_p, -1, (samples, *p.shape[:-1]))
@@ -74,27 +74,27 @@ def _multinomial(key: Any, shape: Any, dtype: Any, p: Any, samples: int, replace
 
 
 @operation("exponential", random=True)
-def _exponential(key: Any, shape: Any, dtype: Any, x: Any, rate: Any = 1.0, **_: Any) -> Any:
+def _exponential(key: Any, shape: Any, dtype: Any, /, x: Any, rate: Any = 1.0, **_: Any) -> Any:
     return jax.random.exponential(key, shape, dtype) / rate
 
 
 @operation("cauchy", random=True)
-def _cauchy(key: Any, shape: Any, dtype: Any, x: Any, median: Any = 0.0, sigma: Any = 1.0, **_: Any) -> Any:
+def _cauchy(key: Any, shape: Any, dtype: Any, /, x: Any, median: Any = 0.0, sigma: Any = 1.0, **_: Any) -> Any:
     return median + sigma * jax.random.cauchy(key, shape, dtype)
 
 
 @operation("log_normal", random=True)
-def _log_normal(key: Any, shape: Any, dtype: Any, x: Any, mean: Any = 1.0, std: Any = 2.0, **_: Any) -> Any:
+def _log_normal(key: Any, shape: Any, dtype: Any, /, x: Any, mean: Any = 1.0, std: Any = 2.0, **_: Any) -> Any:
     return jnp.exp(mean + std * jax.random.normal(key, shape, dtype))
 
 
 @operation("geometric", random=True)
-def _geometric(key: Any, shape: Any, dtype: Any, x: Any, p: Any, **_: Any) -> Any:
+def _geometric(key: Any, shape: Any, dtype: Any, /, x: Any, p: Any, **_: Any) -> Any:
     return jax.random.geometric(key, p, shape).astype(dtype)
 
 
 @operation("_standard_gamma", random=True)
-def _standard_gamma(key: Any, shape: Any, dtype: Any, alpha: Any, **_: Any) -> Any:
+def _standard_gamma(key: Any, shape: Any, dtype: Any, /, alpha: Any, **_: Any) -> Any:
     return jax.random.gamma(key, alpha, shape, dtype)
 
 
@@ -104,32 +104,32 @@ def _standard_gamma_grad(alpha: Any, value: Any) -> Any:
 
 
 @operation("_sample_dirichlet", random=True)
-def _sample_dirichlet(key: Any, shape: Any, dtype: Any, alpha: Any, **_: Any) -> Any:
+def _sample_dirichlet(key: Any, shape: Any, dtype: Any, /, alpha: Any, **_: Any) -> Any:
     return jax.random.dirichlet(key, alpha, shape[:-1], dtype)
 
 
 @operation("poisson", random=True)
-def _poisson(key: Any, shape: Any, dtype: Any, rate: Any, **_: Any) -> Any:
+def _poisson(key: Any, shape: Any, dtype: Any, /, rate: Any, **_: Any) -> Any:
     return jax.random.poisson(key, rate, shape).astype(dtype)
 
 
 @operation("binomial", random=True)
-def _binomial(key: Any, shape: Any, dtype: Any, count: Any, p: Any, **_: Any) -> Any:
+def _binomial(key: Any, shape: Any, dtype: Any, /, count: Any, p: Any, **_: Any) -> Any:
     return jax.random.binomial(key, count, p, shape, dtype)
 
 
 @operation("randint", "randint.low", random=True)
-def _randint(key: Any, shape: Any, dtype: Any, *bounds: Any, **_: Any) -> Any:
+def _randint(key: Any, shape: Any, dtype: Any, /, *bounds: Any, **_: Any) -> Any:
     low, high = (0, bounds[0]) if isinstance(bounds[1], list | tuple) else bounds[:2]
     return jax.random.randint(key, shape, low, high, dtype)
 
 
 @operation("randint_like", "randint_like.low_dtype", random=True)
-def _randint_like(key: Any, shape: Any, dtype: Any, x: Any, *bounds: Any, **_: Any) -> Any:
+def _randint_like(key: Any, shape: Any, dtype: Any, /, x: Any, *bounds: Any, **_: Any) -> Any:
     low, high = (0, bounds[0]) if len(bounds) == 1 else bounds[:2]
     return jax.random.randint(key, shape, low, high, jax.dtypes.canonicalize_dtype(jnp.int64))
 
 
 @operation("randperm", random=True)
-def _randperm(key: Any, shape: Any, dtype: Any, size: int, **_: Any) -> Any:
+def _randperm(key: Any, shape: Any, dtype: Any, /, size: int, **_: Any) -> Any:
     return jax.random.permutation(key, size).astype(dtype)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from unigen.cli import main, routines_markdown
-from unigen.evaluate import Protocol, evaluate
+from unigen.evaluate import Protocol, evaluate, features_of, log_likelihood, sample
+from unigen.evaluate.sample_metrics import leading_distance
 from unigen.networks import fingerprint
 from unigen.planning import build_pair, plan, psi_networks
 from unigen.routines import by_name, catalogue
@@ -98,7 +99,17 @@ def test_the_files_of_a_run_are_there_and_readable(comparison):
     folder = comparison / "vae" / "seed-3"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (*_, evaluation) = (line["evaluation"] for line in lines if "evaluation" in line)
-    assert evaluation["kind"] == "bound" and evaluation["of"].startswith("MMD² of ")
+    assert evaluation["kind"] == "bound" and evaluation["of"] == "MMD² of 250 samples, pixels"
+    planned = plan(read_comparison(comparison)[0])
+    pair = build_pair(planned, planned.arms[0], 3)
+    load_weights(folder / "weights.safetensors", pair)
+    held_out = planned.dataset.validation[:250]  # the last evaluation is of the final weights
+    made = sample(pair, len(held_out), held_out, seed=1).x
+    again = leading_distance(held_out, made, features_of(planned.dataset))
+    assert evaluation["distance"] == pytest.approx(again.value, abs=1e-12)
+    assert evaluation["log_likelihood"] == pytest.approx(log_likelihood(pair, held_out, 3, seed=1).value, abs=1e-9)
+    machine = (comparison / "contrastive_divergence" / "seed-3" / "metrics.jsonl").read_text()
+    assert '"log_likelihood"' in machine and '"distance"' not in machine  # its samples take a long chain
     implicit = [json.loads(line) for line in (comparison / "gan/seed-3/metrics.jsonl").read_text().splitlines()]
     assert any("distance" in line.get("evaluation", {}) for line in implicit)
     assert {line["step"] for line in lines if "values" in line} == {1, 2, 3, 4}

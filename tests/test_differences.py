@@ -297,6 +297,7 @@ def test_the_page_shows_every_table_once_and_in_order(tmp_path):
         "validation log-likelihood (nats) against seconds of training",
         "MMD² of 250 samples, pixels against seconds of training",
     ]
+    assert "log p(x), not to be had for gan, wgan_gp, mmd: an implicit" in table(tmp_path / "run")
     assert page.text.count("Quality against wall-clock") == 1 and "against steps" not in " ".join(charts)
     regions = [a["aria-label"] for tag, a in page.tags if tag == "div" and a.get("role") == "region"]
     assert len(regions) == len(set(regions)) == 6

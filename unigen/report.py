@@ -17,6 +17,7 @@ from unigen.durable import write_whole
 from unigen.figures import number, panel, worth_showing
 from unigen.results import Run, announced, as_mapping, as_number, as_sequence, as_text, read_config, read_runs
 from unigen.tables import differences, table, table_markdown, tabulate
+from unigen.tabulation import refusals
 
 __all__ = ["read_runs", "render", "table", "table_markdown"]
 
@@ -70,7 +71,7 @@ def _page(config: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "distances": tabulate(runs, "distances"),
         "shares": tabulate(runs, "shares"),
         "posterior": tabulate(runs, "posterior"),
-        "refusals": _refusals(keys, runs),
+        "refusals": refusals(runs),
         "keys": list(keys.values()),
         "seeds": len({run.seed for run in runs}),
         "curves": quality_panels(keys, runs),
@@ -138,17 +139,6 @@ def _routine(index: int, slug: str, name: str, entry: dict[str, Any], runs: Sequ
 def _first(runs: Sequence[Run], attribute: str) -> tuple[str, str]:
     """The picture of the first seed that has a whole one, and that seed."""
     return next(((getattr(run, attribute), run.seed) for run in runs if getattr(run, attribute)), ("", ""))
-
-
-def _refusals(keys: dict[str, str], runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """What the evaluator refused, why, and of which routines."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for run in runs:
-        for refusal in map(as_mapping, as_sequence(run.result.get("refusals"))):
-            name, why = as_text(refusal.get("name")), as_text(refusal.get("why"))
-            if why:
-                found.setdefault((name, why), {})[keys[run.slug]] = None
-    return [(name, ", ".join(routines), why) for (name, why), routines in found.items()]
 
 
 def _summary(config: dict[str, Any], data: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, list[str], Any]]:

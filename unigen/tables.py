@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unigen.differences import differences
 from unigen.results import read_runs
-from unigen.tabulation import Table, aggregate, tabulate
+from unigen.tabulation import Table, aggregate, refusals, tabulate
 
 __all__ = ["CONVENTION", "aggregate", "differences", "table", "table_markdown", "tabulate"]
 
@@ -17,10 +17,12 @@ or the interval of its evaluation"
 
 
 def table(directory: str | Path) -> str:
-    """Return the results as aligned plain text: the table, how each column was computed, and the paired differences."""
+    """Return the results as aligned plain text: the table, how columns were computed, what was refused, paired differences."""
     runs = read_runs(Path(directory))
     results, paired = tabulate(runs), differences(runs)
-    text = "\n".join([*_aligned(results), "", *_notes(results), *_printed([CONVENTION] * bool(results.columns))]) + "\n"
+    refused = [f"{name}, not to be had for {routines}: {why}" for name, routines, why in refusals(runs)]
+    said = _printed([CONVENTION] * bool(results.columns) + refused)
+    text = "\n".join([*_aligned(results), "", *_notes(results), *said]) + "\n"
     if paired.columns:
         text += "\n".join(["", "paired differences", *_aligned(paired), "", *_notes(paired)]) + "\n"
     return text

@@ -15,7 +15,7 @@ from os.path import commonprefix
 from unigen.figures import number
 from unigen.intervals import Mean, mean_interval
 from unigen.measured import Key, Measured, headed, likelihood_of, measure, order
-from unigen.results import STATUSES, Run, as_text
+from unigen.results import STATUSES, Run, as_mapping, as_sequence, as_text
 
 __all__ = [
     "DASH",
@@ -26,6 +26,7 @@ __all__ = [
     "decimals_of",
     "grouped",
     "paired",
+    "refusals",
     "tabulate",
     "tally",
     "with_rows",
@@ -87,6 +88,17 @@ def tabulate(runs: Sequence[Run], part: str = "results") -> Table:
     if part != "results":
         rows = [row for row in rows if any(column.cells[row].text != DASH for column in columns)]
     return with_rows(rows, Table(tuple(names.values()), seeds, tuple(columns), _warnings(names, measured)))
+
+
+def refusals(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """Return what the evaluator refused, of which routines, and why."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        for refusal in map(as_mapping, as_sequence(run.result.get("refusals"))):
+            name, why = as_text(refusal.get("name")), as_text(refusal.get("why"))
+            if why:
+                found.setdefault((name, why), {})[run.name] = None
+    return [(name, ", ".join(routines), why) for (name, why), routines in found.items()]
 
 
 def with_rows(rows: Sequence[int], whole: Table) -> Table:

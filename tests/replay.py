@@ -21,7 +21,7 @@ from unigen.engines.programs import Programs, enumerate_sites
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase
 
-__all__ = ["Estimate", "Midpoints", "expected", "hermite", "legendre", "outcomes", "prepare", "replay"]
+__all__ = ["Estimate", "Midpoints", "expected", "hermite", "legendre", "noises", "outcomes", "prepare", "replay"]
 
 Live = Callable[[torch.Size], Tensor]
 
@@ -39,7 +39,10 @@ def legendre(count: int) -> tuple[Tensor, Tensor]:
 
 
 class _Samplers(AbstractContextManager):  # type: ignore[type-arg]
-    """Put ``bits``, ``categories``, ``normals`` and ``uniforms`` of this object in the place of torch's samplers."""
+    """Put ``bits``, ``categories``, ``normals`` and ``uniforms`` of this object in the place of torch's samplers.
+
+    ``taken``: what torch's random operations would have returned, in their order.
+    """
 
     def bits(self, probabilities: Tensor) -> Tensor:
         raise NotImplementedError
@@ -55,6 +58,7 @@ class _Samplers(AbstractContextManager):  # type: ignore[type-arg]
 
     def __enter__(self) -> Any:
         distributions = torch.distributions
+        self.taken: list[Tensor] = []
         self._saved = [
             (distributions.Bernoulli, "sample"),
             (distributions.Categorical, "sample"),
@@ -65,25 +69,31 @@ class _Samplers(AbstractContextManager):  # type: ignore[type-arg]
         ]
         self._originals = [getattr(owner, name) for owner, name in self._saved]
 
+        def kept(value: Tensor) -> Tensor:
+            self.taken.append(value)
+            return value
+
         def bernoulli(fn: Any, sample_shape: Any = ()) -> Tensor:
             shape = fn._extended_shape(torch.Size(sample_shape))
-            return self.bits(fn.probs.detach().expand(shape))
+            return kept(self.bits(fn.probs.detach().expand(shape)))
 
         def categorical(fn: Any, sample_shape: Any = ()) -> Tensor:
             shape = fn._extended_shape(torch.Size(sample_shape))
-            return self.categories(fn.probs.detach().expand(*shape, fn.probs.shape[-1]))
+            return kept(self.categories(fn.probs.detach().expand(*shape, fn.probs.shape[-1])))
 
         def rsample(fn: Any, sample_shape: Any = ()) -> Tensor:
-            return fn.loc + fn.scale * self.normals(fn._extended_shape(torch.Size(sample_shape)))
+            self.taken.append(self.normals(fn._extended_shape(torch.Size(sample_shape))))
+            return fn.loc + fn.scale * self.taken[-1]
 
         def sample(fn: Any, sample_shape: Any = ()) -> Tensor:
-            return rsample(fn, sample_shape).detach()
+            noise = self.normals(fn._extended_shape(torch.Size(sample_shape)))
+            return kept((fn.loc + fn.scale * noise).detach())
 
         def bernoulli_of(probabilities: Tensor) -> Tensor:
-            return self.bits(probabilities.detach())
+            return kept(self.bits(probabilities.detach()))
 
         def rand_like(like: Tensor) -> Tensor:
-            return self.uniforms(like.shape)
+            return kept(self.uniforms(like.shape))
 
         replacements = [bernoulli, categorical, sample, rsample, bernoulli_of, rand_like]
         for (owner, name), replacement in zip(self._saved, replacements, strict=True):
@@ -157,12 +167,23 @@ def outcomes(run: Callable[[], Any], nodes: int = 40, live: Live | None = None) 
     ``nodes``: quadrature points a normal or uniform number. ``live``: which entries of a normal sample of some shape
     matter; the others stay at zero.
     """
+    for tape, result in _walk(run, nodes, live):
+        yield tape.probability, result
+
+
+def noises(run: Callable[[], Any], nodes: int = 40, live: Live | None = None) -> Iterator[tuple[float, list[Tensor]]]:
+    """As ``outcomes``, but yield (probability, what each random operation returned)."""
+    for tape, _ in _walk(run, nodes, live):
+        yield tape.probability, tape.taken
+
+
+def _walk(run: Callable[[], Any], nodes: int, live: Live | None) -> Iterator[tuple[_Tape, Any]]:
     path: list[int] = []
     while True:
         tape = _Tape(path, nodes, live)
         with tape:
             result = run()
-        yield tape.probability, result
+        yield tape, result
         path = tape.path
         while path and path[-1] + 1 == tape.options[len(path) - 1]:
             path.pop()

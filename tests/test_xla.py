@@ -9,12 +9,14 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, exact
 from pyro.nn import PyroModule
+from replay import noises, prepare
 from torch import Tensor, nn
 from worlds import WORLDS
 
@@ -106,6 +108,70 @@ def test_parity_notices_a_wrong_operation() -> None:
         assert difference(case) > 1e-6
     finally:
         TABLE["aten.tanh_backward"] = right
+
+
+# -- exactness: the mean over every outcome, as in test_exactness.py ----------------------------------------------------
+
+MOST_OUTCOMES = 4096  # of a case, in one compiled call
+
+
+def mean_over_outcomes(case: Case) -> dict[str, float]:
+    """Return how far the mean of the compiled phase over every outcome is from the enumerated objective's gradient."""
+    tiny = case.build()
+    pair, x = tiny.pair, tiny.batch(case.rows)
+    check_once((case.phase,), pair, x)
+    prepare(pair, x)
+    data, chains = pair.bind(x), dict(pair.chains)
+    stored = {name: buffer.clone() for name, buffer in buffers(pair).items()}
+    climb, _ = capture_phase(case.phase, pair, data, chains)
+
+    def once() -> None:
+        pair.chains = dict(chains)
+        for name, buffer in buffers(pair).items():
+            buffer.copy_(stored[name])
+        eager.objective(case.phase, pair, x)
+
+    shapes = [draw.shape for draw in climb.tape.draws]
+    probabilities, noise = [], []
+    for probability, taken in noises(once, tiny.nodes, tiny.live):
+        probabilities.append(probability)
+        noise.append([draw.detach().reshape(shape) for draw, shape in zip(taken, shapes, strict=True)])
+        if len(noise) > MOST_OUTCOMES:
+            pytest.skip("too many outcomes for one call")
+    tensors = {**parameters(pair), **stored, **{f"chain.{k}": v for k, v in chains.items()}}
+    tensors |= {f"data.{name}": value for name, value in data.items()}
+    with precision():
+        inputs = {name: to_jax(tensors[name]) for name in climb.tape.inputs}
+        constants = {number: to_jax(tensor) for number, tensor in climb.tape.constants.items()}
+
+        def at(draws: Any) -> Any:
+            return run(climb.tape, inputs, constants, Given(draws)).outputs[: 1 + len(climb.moved)]
+
+        draws = [to_jax(torch.stack(column)) for column in zip(*noise, strict=True)]
+        found = jax.jit(jax.vmap(at, axis_size=len(noise)))(draws)
+        weights = jax.numpy.array(probabilities)
+        means = [None if each is None else jax.numpy.tensordot(weights, each, 1) for each in found]
+    value, gradient = exact(case, case.build())
+    worst = {"value": abs(float(means[0]) - value)}
+    for name, mean in zip(climb.moved, means[1:], strict=True):
+        if name in gradient:
+            ours = (
+                torch.zeros_like(gradient[name]) if mean is None else -torch.tensor(mean.tolist(), dtype=torch.float64)
+            )
+            worst[name] = float((ours.reshape(gradient[name].shape) - gradient[name]).abs().max())
+    assert worst.keys() == gradient.keys() | {"value"}
+    return worst
+
+
+@pytest.mark.parametrize("case", FEW[::4], ids=lambda case: case.name)
+def test_mean_of_the_compiled_estimator_is_the_gradient(case: Case) -> None:
+    assert all(error <= case.tolerance for error in mean_over_outcomes(case).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in FEW[::4]], ids=lambda case: case.name)
+def test_mean_of_the_compiled_estimator_is_the_gradient_everywhere(case: Case) -> None:
+    assert all(error <= case.tolerance for error in mean_over_outcomes(case).values())
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from unigen.averages import Averages
 from unigen.names import nearest
 
 __all__ = ["Pair", "PairError", "Unsupported"]
@@ -64,6 +65,7 @@ class Pair(nn.Module):
         self.likelihood = likelihood
         self.batch_plate = batch_plate
         self.chains: dict[str, Tensor] = {}  # the persistent chains of ``Chain(..., persistent=True)``
+        self.averages: Averages | None = None  # running averages of the weights, where they are wanted
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
@@ -118,6 +120,10 @@ class Pair(nn.Module):
         """Return the (name, parameter) of ``"theta"``, ``"phi"`` or ``"psi"``."""
         program = self._program(group)
         return list(program.named_parameters()) if isinstance(program, nn.Module) else []
+
+    def named_groups(self) -> list[tuple[str, nn.Parameter]]:
+        """Return every (name, parameter), the group first: ``theta.generator.weight``."""
+        return [(f"{group}.{name}", p) for group in ("theta", "phi", "psi") for name, p in self.named_group(group)]
 
     def group(self, *groups: str) -> list[nn.Parameter]:
         """Return the parameters of the named groups, in order, without frozen ones (``requires_grad_(False)``)."""

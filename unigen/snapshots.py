@@ -24,7 +24,8 @@ __all__ = ["capture", "capture_streams", "restore", "restore_streams"]
 
 
 def capture(state: State) -> dict[str, Any]:
-    """Return copies, on the CPU, of a pair's parameters, buffers and chains, its optimizers' state, step and random streams.
+    """Return copies, on the CPU, of a pair's parameters, buffers, chains and averages, of its optimizers' state, of the step
+    and of the random streams.
 
     Buffers that are registered as not persistent are taken to be derived, and left out. Raises ``ValueError`` for an
     optimizer that moves a parameter outside the pair.
@@ -32,6 +33,7 @@ def capture(state: State) -> dict[str, Any]:
     return {
         "pair": _copied(dict(state.pair.state_dict())),
         "chains": _copied(dict(state.pair.chains)),
+        "averages": _averages(state.pair),
         "optimizers": {group: _optimizer(state.pair, group, used) for group, used in state.optimizers.items()},
         "random": capture_streams(),
         "step": state.step,
@@ -54,6 +56,10 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
         raise ValueError(
             f"the checkpoint is not of this pair: {name} is {_kind(found)} in it, and {_kind(wanted)} here"
         )
+    averages = content.get("averages")
+    if _averages_kind(averages) != _averages_kind(_averages(state.pair)):
+        said = [f"decay {part['decay']}" if part else "none" for part in (averages, _averages(state.pair))]
+        raise ValueError(f"the checkpoint has other averages of the weights: {said[0]} in it, {said[1]} here")
     if content["optimizers"].keys() != state.optimizers.keys():
         there, here = (", ".join(part) or "none" for part in (content["optimizers"], state.optimizers))
         raise ValueError(f"the checkpoint is not of these optimizers: it moves {there}, they move {here}")
@@ -76,6 +82,9 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
     state.pair.load_state_dict(content["pair"])
     first = next((tensor for tensor in own.values() if isinstance(tensor, Tensor)), torch.zeros(()))
     state.pair.chains = {key: chain.to(first.device, copy=True) for key, chain in content["chains"].items()}
+    if averages and state.pair.averages:
+        for name, average in state.pair.averages.weights.items():
+            average.copy_(averages["weights"][name])
     for group, load in loads.items():
         state.optimizers[group].load_state_dict(load)
     state.step = content["step"]
@@ -102,6 +111,17 @@ def restore_streams(streams: dict[str, Any]) -> None:
     torch.set_rng_state(streams["torch"])
     for index, stream in enumerate(streams["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(stream, index)
+
+
+def _averages(pair: Pair) -> dict[str, Any] | None:
+    found = pair.averages
+    return None if found is None else {"decay": found.decay, "weights": _copied(found.weights)}
+
+
+def _averages_kind(averages: dict[str, Any] | None) -> Any:
+    if averages is None:
+        return None
+    return averages["decay"], {name: _kind(tensor) for name, tensor in averages["weights"].items()}
 
 
 def _optimizer(pair: Pair, group: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from unigen.averages import Averages
 from unigen.checkpoints import Checkpoints
 from unigen.engines import engine_named
 from unigen.optimizers import optimizers_for
@@ -100,6 +101,7 @@ def fit(
     seconds: float | None = None,
     engine: str = "eager",
     schedule: Callable[[float, float], float] | None = None,
+    average: float | None = None,
     callbacks: Iterable[Callback] = (),
     record_every: int | None = None,
     callback_every: int | None = None,
@@ -114,6 +116,7 @@ def fit(
     ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches. ``optimizers``: by group,
     default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at least one is needed; seconds
     count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
+    ``average``: d in [0, 1), keeps running averages w̄ <- d w̄ + (1 - d) w of the weights (``unigen.averages``).
     The history gets a record every ``record_every`` steps (default 1/200 of the budget) and one at the end. ``callbacks``:
     called with ``(state, history)`` after each record, or, where ``callback_every`` is a multiple of ``record_every``, after
     each record that far apart: an engine of many steps a call is then interrupted less often. ``progress``: show a bar,
@@ -138,6 +141,7 @@ def fit(
         seconds=seconds,
         engine=engine,
         schedule=schedule,
+        average=average,
         callbacks=callbacks,
         record_every=record_every,
         callback_every=callback_every,
@@ -182,6 +186,7 @@ def course(
     seconds: float | None = None,
     engine: str = "eager",
     schedule: Callable[[float, float], float] | None = None,
+    average: float | None = None,
     callbacks: Iterable[Callback] = (),
     record_every: int | None = None,
     callback_every: int | None = None,
@@ -197,6 +202,8 @@ def course(
     if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
         raise ValueError(f"a budget is not negative; got steps={steps}, seconds={seconds}")
     module, phases = engine_named(engine), tuple(routine)
+    if average is not None:
+        pair.averages = Averages.begin(pair, average)
     state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):

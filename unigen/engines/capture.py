@@ -27,7 +27,7 @@ GROUPS = ("theta", "phi", "psi")
 
 def parameters(pair: Pair) -> dict[str, Tensor]:
     """Return the pair's parameters by name, the group first."""
-    return {f"{group}.{name}": parameter for group in GROUPS for name, parameter in pair.named_group(group)}
+    return dict(pair.named_groups())
 
 
 def buffers(pair: Pair) -> dict[str, Tensor]:

@@ -174,4 +174,6 @@ def advance(
                 data = batch[(repetition - 1) % (len(batch) - 1) + 1] if len(batch) > 1 else batch[0]
                 value = compiled[number, id(data)](own, data) + 0 * value  # not finite once, not finite
             values.append(value)
+        if pair.averages is not None:
+            pair.averages.update(pair)
     return torch.stack(values).view(len(bound), len(phases))

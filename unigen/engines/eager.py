@@ -280,6 +280,8 @@ def step(
             error.add_note(f"phase '{first} {tuple(routine)[first - 1]}'")
             raise
         values.append(value)
+    if pair.averages is not None:
+        pair.averages.update(pair)
     return values
 
 

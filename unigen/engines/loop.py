@@ -17,7 +17,9 @@ from unigen.engines.capture import Climb
 from unigen.engines.lowering import FromKey, Given, run
 from unigen.engines.updates import RULES
 
-__all__ = ["Plan", "Update", "compiled"]
+__all__ = ["AVERAGE", "Plan", "Update", "compiled"]
+
+AVERAGE = "average."  # in a state, before the name of a parameter: its running average
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     checked: bool = False
     seeds: bool = False
     single: bool = False
+    decay: float | None = None  # of averaged weights
 
 
 def _step(plan: Plan, state: Any, memory: Any, constants: Any, batches: Any, key: Any, factors: Any, noise: Any) -> Any:
@@ -73,6 +76,10 @@ def _step(plan: Plan, state: Any, memory: Any, constants: Any, batches: Any, key
             state |= dict(zip(climb.moved, projected, strict=True))
         phase = plan.phases[number]
         values[phase] = value + 0 * values[phase] if phase in values else value
+    if plan.decay is not None:
+        averages = {name: value for name, value in state.items() if name.startswith(AVERAGE)}
+        for name, old in averages.items():
+            state[name] = old + (1 - plan.decay) * (state[name.removeprefix(AVERAGE)] - old)
     return state, memory, jnp.stack(list(values.values()))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unigen.engines.capture import Climb, buffers, capture_phase
 from unigen.engines.checks import check_once, check_optimizers
-from unigen.engines.loop import Plan, Update, compiled
+from unigen.engines.loop import AVERAGE, Plan, Update, compiled
 from unigen.engines.lowering import precision
 from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
 from unigen.engines.moves import parts as parts_of
@@ -92,7 +92,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes:
     return step
 
 
-def _plan(step: _Step, parts: list[Part], given: bool, checked: bool, seeds: bool) -> Plan:
+def _plan(step: _Step, parts: list[Part], given: bool, seeds: bool, decay: float | None) -> Plan:
     shapes = list(dict.fromkeys(step.shapes))
     updates: list[list[Update]] = [[] for _ in step.climbs]
     column = 0
@@ -110,9 +110,10 @@ def _plan(step: _Step, parts: list[Part], given: bool, checked: bool, seeds: boo
         tuple(map(tuple, updates)),
         tuple(shapes.index(shape) for shape in step.shapes),
         given,
-        checked or any(climb.projection is not None for climb in step.climbs),
+        any(climb.projection is not None for climb in step.climbs),
         seeds,
         not step.lasting,
+        decay,
     )
 
 
@@ -315,14 +316,15 @@ def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[Par
 
     A plan is large, and compared only where the climbs or the optimizers are new to the first pair.
     """
+    decays = [None if run.pair.averages is None else run.pair.averages.decay for run in runs]
     cheap = tuple(
-        (tuple(map(id, step.climbs)), step.lasting, step.shapes)
+        (tuple(map(id, step.climbs)), step.lasting, step.shapes, decay)
         + tuple((part.place, part.climbs, tuple(part.names), settings(part.group)) for part in mine)
-        for step, mine in zip(steps, parts, strict=True)
+        for step, mine, decay in zip(steps, parts, decays, strict=True)
     )
     known = runs[0].pair.compiled.setdefault("xla loops", {})
     if (cheap, given, seeds) not in known:
-        plans = [_plan(step, mine, given, False, seeds) for step, mine in zip(steps, parts, strict=True)]
+        plans = [_plan(step, mine, given, seeds, decay) for step, mine, decay in zip(steps, parts, decays, strict=True)]
         if any(plan != plans[0] for plan in plans):
             raise Unsupported(f"the pairs differ in more than the numbers in them, so no program fits all; {ELSEWHERE}")
         plan = plans[0]
@@ -333,7 +335,9 @@ def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[Par
 
 def _held(pair: Pair) -> dict[str, Tensor]:
     """Return all that the steps of a pair may read or change, by the names of ``capture``."""
-    return named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
+    averages = {} if pair.averages is None else pair.averages.weights
+    held = named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
+    return held | {f"{AVERAGE}{name}": average for name, average in averages.items()}
 
 
 def _halves(keys: Tensor, rows: int) -> Any:

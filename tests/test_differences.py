@@ -180,7 +180,7 @@ def check_paired(tmp_path, values) -> None:
             value, reach = shown(cell.text)
             low, high = scipy.stats.ttest_rel(sign * row, sign * values[0]).confidence_interval(0.95)
             most = rounding(cell.text)
-            assert abs(value - (low + high) / 2) <= most and abs(reach - (high - low) / 2) <= most <= 0.0501 * abs(sign)
+            assert abs(value - (low + high) / 2) <= most and abs(reach - (high - low) / 2) <= most <= 0.051 * abs(sign)
 
 
 def test_differences_over_seeds_are_those_of_scipy(tmp_path, values):

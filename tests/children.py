@@ -14,11 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unigen.signals import asked_to_end
+from unigen.signals import ASKING, asked_to_end
 
 __all__ = ["ASKING", "Tally", "ended", "fork", "killed_at", "wait"]
-
-ASKING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import disks  # noqa: E402
 import kills  # noqa: E402
 import sameness  # noqa: E402
-from children import Tally  # noqa: E402
+from children import ASKING, Tally  # noqa: E402
 from resuming import ARMS, arm  # noqa: E402
 
 import unigen.checkpoints  # noqa: E402
@@ -130,18 +130,17 @@ def refused(work: Work) -> Tally:
 
 
 def signalled(work: Work) -> Tally:
-    """SIGTERM and SIGINT at any instant of a run or a command: ended within 10 s with 143 or 130, resumed to the same bits"""
-    asking = (signal.SIGTERM, signal.SIGINT)
+    """SIGTERM, SIGINT, SIGUSR1 at any instant of a run or command: ended in 10 s with 128 + its number, resumed to the bits"""
     counts = (1, 1) if work.quick else (8, 7)
     found = []
-    for sent in asking:
+    for sent in ASKING:
         names = work.chance.sample(work.arms, 1 if work.quick else 4)
         found += [
             kills.killed(name, n, sent, work.chance, work.root / f"{sent.name} {name}")
             for name, n in zip(names, shares(counts[0], len(names)), strict=True)
         ]
         found.append(kills.ended_anywhere("ring", counts[1], sent, work.chance, work.root / f"{sent.name} command"))
-    places = [(place, sent) for place in kills.PLACES for sent in asking]
+    places = [(place, sent) for place in kills.PLACES for sent in ASKING]
     places = work.chance.sample(places, 3) if work.quick else places
     return total([*found, kills.ended_at(places, work.chance, work.root / "places")])
 

@@ -70,7 +70,7 @@ def test_a_lock_file_that_says_nonsense_still_locks(tmp_path, written):
             pass
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_is_noted_and_the_former_handler_comes_back(number, code):
     former = signal.getsignal(number)
     with asked_to_end() as asked:
@@ -95,7 +95,7 @@ with asked_to_end() as asked:
     assert (ended.returncode, ended.stdout.split()) == (143, ["130"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_where_nothing_is_lost_a_signal_ends_on_the_spot(number, code):
     former = signal.getsignal(number)
     with pytest.raises(Ended, match=number.name) as raised, asked_to_end(at_once=True):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a process to end, once; a second one ends it at once.
+"""SIGTERM, SIGINT and SIGUSR1 (which batch systems send some time before the end) ask a process to end; a second one ends it.
 
 While a run trains, the handler only sets a flag: ``fit(..., interrupted=asked)`` ends its step, saves a checkpoint, and
 raises. Everywhere else a command has nothing to lose, since its files are written whole, and ``Ended`` is raised on the spot.
@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Asked", "Ended", "asked_to_end"]
+__all__ = ["ASKING", "Asked", "Ended", "asked_to_end"]
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Ended(KeyboardInterrupt):
-    """A command that a signal ended; ``code`` is its exit code, 130 after SIGINT and 143 after SIGTERM."""
+    """A command that a signal ended; ``code`` is its exit code, 128 + the signal: 130, 138, 143."""
 
     def __init__(self, code: int = 130) -> None:
         super().__init__(f"ended by {signal.Signals(code - 128).name}")
@@ -25,7 +27,7 @@ class Ended(KeyboardInterrupt):
 
 
 class Asked:
-    """Whether the process was asked to end: ``asked()``. ``asked.code`` is then 128 + the signal (130, 143), else 0."""
+    """Whether the process was asked to end: ``asked()``. ``asked.code`` is then 128 + the signal (130, 138, 143), else 0."""
 
     def __init__(self, at_once: bool = False, outer: Asked | None = None) -> None:
         self.code, self.at_once, self.outer = 0, at_once, outer
@@ -47,13 +49,13 @@ class Asked:
 
 @contextmanager
 def asked_to_end(*numbers: signal.Signals, at_once: bool = False) -> Iterator[Asked]:
-    """Note signals (default SIGTERM and SIGINT) instead of dying of them, and with ``at_once`` raise ``Ended`` on the spot.
+    """Note signals (default ``ASKING``) instead of dying of them, and with ``at_once`` raise ``Ended`` on the spot.
 
     The former handlers come back at the end. Where one of these is a context of this kind, it learns of the signal too, so
     that the second signal counts as such wherever it arrives. Outside the main thread, where python takes no signals,
     nothing is noted.
     """
-    numbers = numbers or (signal.SIGTERM, signal.SIGINT)
+    numbers = numbers or ASKING
     outer = getattr(signal.getsignal(numbers[0]), "__self__", None)
     asked, former = Asked(at_once, outer if isinstance(outer, Asked) else None), {}
     try:

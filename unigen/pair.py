@@ -156,6 +156,8 @@ class Pair(nn.Module):
 
     def bind(self, x: Any) -> dict[str, Any]:
         """Name a batch by the model's arguments: a tensor, a tuple in order, or a dict by name."""
+        if isinstance(x, Tensor) and self.arguments:
+            return {self.arguments[0]: x}
         if isinstance(x, Mapping):
             data = dict(x)
         else:

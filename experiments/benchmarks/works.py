@@ -159,7 +159,13 @@ def _image(kind: type | Any, hidden: int, size: int) -> Callable[[int], Pair]:
 
 WORKS = [
     Work(
-        "2-D toy pair, 64 hidden, z = 2", routines.vae, _toy, lambda n: torch.randn(n, 2), _vae, 200, ("svi", "numpyro")
+        "2-D toy pair, 64 hidden, z = 2",
+        routines.vae,
+        _toy,
+        lambda n: torch.randn(n, 2),
+        _vae,
+        1000,
+        ("svi", "numpyro"),
     ),
     Work("VAE 784-400-20", routines.vae, _image(latent, 400, 20), _bits, _vae, 80, ("svi", "numpyro")),
     Work(
@@ -191,6 +197,6 @@ WORKS = [
         ("svi", "numpyro"),
     ),
     Work(
-        "10 seeds of the toy pair", routines.vae, _toy, lambda n: torch.randn(n, 2), _vae, 200, ("svi", "numpyro"), 10
+        "10 seeds of the toy pair", routines.vae, _toy, lambda n: torch.randn(n, 2), _vae, 600, ("svi", "numpyro"), 10
     ),
 ]

@@ -34,7 +34,7 @@ from unigen.phases import Phase, Routine
 
 __all__ = ["CHUNK", "advance", "advance_many"]
 
-CHUNK = 200  # the steps of a call of ``advance`` by ``fit``
+CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
 MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds
 
 
@@ -144,17 +144,18 @@ def _pools(batches: Sequence[Any], step: _Step, plan: Plan, rows: int, seeds: bo
             keys = [tuple(map(id, run[index][step.places[number]].values())) for index, number in places]
             orders.append([known.setdefault(key, len(known)) for key in keys])
         order = orders[0] if all(other == orders[0] for other in orders) else list(range(len(places)))
-        first = {slot: place for slot, place in reversed(list(zip(order, places, strict=True)))}
-        for (index, number), slot in zip(places, order, strict=True):
-            slots[index, number] = slot
+        first: dict[int, tuple[int, int]] = {}  # the first place of each slot, in the order of the slots
+        for place, slot in zip(places, order, strict=True):
+            slots[place] = slot
+            first.setdefault(slot, place)
         size = rows * len(mine)  # also of one batch: another size would be another program
         pools.append({})
         for name, value in batches[0][0][step.places[mine[0]]].items():
             if isinstance(value, Tensor):
                 stack = value.new_empty((len(batches), size, *value.shape))
                 for run, part in zip(batches, stack, strict=True):
-                    for slot, (index, number) in first.items():
-                        part[slot] = run[index][step.places[number]][name]
+                    held = [run[index][step.places[number]][name] for index, number in first.values()]
+                    torch.stack(held, out=part[: len(held)])
                 pools[-1][f"data.{name}"] = _array(stack if seeds else stack[0])
     return pools, slots
 

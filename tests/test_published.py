@@ -10,9 +10,9 @@ import importance_weighting
 import pytest
 import torch
 from published import Claim, Published, Record, Study, command_line, grid
-from published.grid import spread
 from published.tables import above, claims_table, difference, results_table
 
+from unigen.data import spread
 from unigen.settings import Settings
 
 TINY = [

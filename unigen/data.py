@@ -24,7 +24,7 @@ from unigen.datafiles import read
 from unigen.densities import DENSITIES, Density
 from unigen.names import nearest_name
 
-__all__ = ["NAMES", "DataError", "Dataset", "Loader", "check", "load"]
+__all__ = ["NAMES", "DataError", "Dataset", "Loader", "check", "load", "spread"]
 
 NAMES = ("digits", "mnist", "binarized_mnist", "fashion_mnist", *DENSITIES)
 """The names that `load` knows."""
@@ -184,6 +184,18 @@ def load(
     train_labels, held_out_labels, test_labels = labels
     splits = (train, held_out, test, train_labels, held_out_labels, test_labels)
     return Dataset(name, *splits, shape, stored, binarization, dequantize, source.citation)
+
+
+def spread(x: Tensor, count: int) -> Tensor:
+    """Return ``count`` rows of x (N, D) at equal distances, all of them where count is 0 or more than N.
+
+    The first rows are no fair sample: the test images of binarized MNIST are sorted by class, those of MNIST by writer.
+
+    >>> spread(torch.arange(10)[:, None], 4)[:, 0]
+    tensor([0, 2, 5, 7])
+    """
+    count = min(count or len(x), len(x))
+    return x[torch.arange(count, device=x.device) * len(x) // max(1, count)]
 
 
 class Loader:

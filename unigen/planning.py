@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unigen import data as datasets
-from unigen.data import Dataset, Loader
+from unigen.data import Dataset, Loader, spread
 from unigen.datachecks import BINARIZATIONS
 from unigen.engines import ENGINES
 from unigen.engines.checks import check
@@ -89,8 +89,7 @@ class Plan:
     @property
     def test(self) -> Tensor:
         """The test rows that are evaluated, (n, D), on the plan's device."""
-        rows = self.dataset.test[: self.settings.test_size or None]
-        return rows.to(self.device)
+        return spread(self.dataset.test, self.settings.test_size).to(self.device)
 
     def optimizer(self, arm: Arm) -> Optimizer:
         """The optimizer of a run: the routine's own, with the learning rate of the settings where there is one."""

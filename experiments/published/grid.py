@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from unigen.compare import compare
+from unigen.data import spread
 from unigen.describe import describe
 from unigen.durable import write_json
 from unigen.evaluate import active_units, log_likelihood
@@ -27,7 +28,7 @@ from unigen.planning import Plan, build_pair, plan
 from unigen.runs import load_weights
 from unigen.settings import Settings
 
-__all__ = ["Examination", "Published", "Record", "Study", "carry_out", "spread"]
+__all__ = ["Examination", "Published", "Record", "Study", "carry_out"]
 
 PIECE = 2**23  # numbers of data space that are evaluated at once: pieces that stay near the cache are fastest
 ACTIVE = 1e-2  # Burda et al. (2016): a unit is active where Var_x E[u] is above
@@ -151,13 +152,3 @@ def _examined(pair: Any, planned: Plan, examination: Examination, path: Path, pr
     }
     write_json(path, found)
     return found
-
-
-def spread(x: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``count`` rows of x (N, D) at equal distances, all where count is 0 or more than N.
-
-    >>> spread(torch.arange(10)[:, None], 4)[:, 0]
-    tensor([0, 2, 5, 7])
-    """
-    count = min(count or len(x), len(x))
-    return x[torch.arange(count) * len(x) // count]

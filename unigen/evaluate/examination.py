@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from unigen.data import Dataset
+from unigen.data import Dataset, spread
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.calibration import Calibration, simulation_based_calibration
@@ -122,7 +122,7 @@ def evaluate(
     """
     protocol = protocol or Protocol()
     dataset = data if isinstance(data, Dataset) else None
-    x = dataset.test[: protocol.test].to(device) if dataset else _first(data, protocol.test)
+    x = spread(dataset.test, protocol.test).to(device) if dataset else _first(data, protocol.test)
     held_out = validation if validation is not None else dataset.validation if dataset else None
     room = _Room(pair, x, held_out, protocol, quick, seed, progress)
     parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []

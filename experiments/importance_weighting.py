@@ -1,9 +1,9 @@
 """VAE against IWAE on dynamically binarized MNIST: k = 1, 5 and 50 samples, one and two stochastic layers.
 
 The comparison of Burda, Grosse and Salakhutdinov (2016), with their networks and batches of 20: one layer 784-200-200-50; two
-layers 784-200-200-100-100-100-50, tanh. ``vae(k)`` averages k bounds of one sample each, ``iwae(k)`` is one bound of k samples; at k = 1
-they are the same, and are run once. Published runs last 3,280 epochs; this one is sized for a processor: every cell has ``epochs``
-of training, and the cheap ones, k <= ``long_k``, also ``long_epochs``, as studies of their own.
+layers 784-200-200-100-100-100-50, tanh. ``vae(k)`` averages k bounds of one sample each, ``iwae(k)`` is one bound of k samples;
+at k = 1 they are the same, and are run once. Published runs last 3,280 epochs; this one is sized for a processor: every cell has
+``epochs`` of training, and the cheap ones, k <= ``long_k``, also ``long_epochs``, as studies of their own.
 
 Run: python experiments/importance_weighting.py   (killed, it goes on by the same command)
 """

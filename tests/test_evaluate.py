@@ -17,7 +17,7 @@ import unigen.evaluate.directory as directory
 import unigen.evaluate.examination as examination
 from unigen import Pair
 from unigen.cli import main
-from unigen.data import load
+from unigen.data import load, spread
 from unigen.evaluate.annealing import Annealing
 from unigen.evaluate.examination import Protocol, evaluate
 from unigen.evaluate.figure import bits_per_dimension
@@ -133,7 +133,7 @@ def test_the_quick_examination_anneals_and_simulates_nothing(family, digits, mon
 
 def test_bounds_of_many_weights_are_those_of_all_at_once(digits, monkeypatch):
     pair = ON_BITS["latent"](digits)
-    weights = log_importance_weights(pair, digits.test[:60], 40, 5)
+    weights = log_importance_weights(pair, spread(digits.test, 60), 40, 5)
     curve = importance_weighted_curve(weights, (1, 10, 40))
     found = evaluate(pair, digits, SHORT, quick=True, seed=5)
     for figure in (*curve, *k_hat_figures(weights)):

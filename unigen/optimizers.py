@@ -38,7 +38,7 @@ def optimizers_for(
         if settings.name == "Adam":
             made[group] = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
         elif settings.name == "RMSprop":
-            made[group] = torch.optim.RMSprop(parameters, lr=settings.lr)
+            made[group] = torch.optim.RMSprop(parameters, lr=settings.lr, capturable=parameters[0].is_cuda)
         elif settings.name == "SGD":
             made[group] = torch.optim.SGD(parameters, lr=settings.lr, fused=True)
         else:

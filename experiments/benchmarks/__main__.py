@@ -22,6 +22,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import peers  # noqa: E402
 from benchmarks.peers import SIDES  # noqa: E402
 from benchmarks.works import BATCH, WORKS, Work  # noqa: E402
 
@@ -38,12 +39,15 @@ class Settings:
     """Rows of the table, counted from 1."""
     threads: int = 0
     """Threads of torch; 0 takes all cores. JAX always takes all."""
+    device: str = "cpu"
+    """cpu or cuda, for every side; on cuda also the step by hand as one CUDA graph, and all products in full precision."""
     out: Path = Path(__file__).parent / "results"
     """Where the table is saved."""
 
 
 def sides_of(work: Work) -> list[str]:
-    return ["xla", *work.peers] if work.seeds > 1 else [*ENGINES, "hand", "hand compiled", *work.peers]
+    hand = ["hand", "hand compiled", *(["hand graphed"] if peers.DEVICE.type == "cuda" else [])]
+    return ["xla", *work.peers] if work.seeds > 1 else [*ENGINES, *hand, *work.peers]
 
 
 def times(work: Work, names: list[str], rounds: int, rows: int = BATCH) -> dict[str, list[float]]:
@@ -57,6 +61,8 @@ def times(work: Work, names: list[str], rounds: int, rows: int = BATCH) -> dict[
         for name, run in runs.items():
             began = time.perf_counter()
             run(work.steps)
+            if peers.DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             found[name].append((time.perf_counter() - began) / work.steps * 1e6)
     return found
 
@@ -76,6 +82,8 @@ def row(work: Work, found: dict[str, list[float]]) -> dict[str, Any]:
         "microseconds": medians,
         "eager / hand": ratio(found, "eager", "hand"),
         "compiled / hand compiled": ratio(found, "compiled", "hand compiled"),
+        "compiled / hand graphed": ratio(found, "compiled", "hand graphed"),
+        "compiled against Pyro SVI": ratio(found, "svi", "compiled"),
         "best engine": best,
         "best against Pyro SVI": ratio(found, "svi", best),
         "best against eager": ratio(found, "eager", best),
@@ -85,7 +93,9 @@ def row(work: Work, found: dict[str, list[float]]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    ratios = ("eager / hand", "compiled / hand compiled", "xla / NumPyro")
+    ratios = ["eager / hand", "compiled / hand compiled", "xla / NumPyro"]
+    if any(each["compiled / hand graphed"] for each in rows):
+        ratios[2:2] = ["compiled / hand graphed", "compiled against Pyro SVI"]
     names = [name for name in SIDES if any(name in each["microseconds"] for each in rows)]
     head = ["work", *(f"{name}, µs" for name in names), *ratios, "best against Pyro SVI", "best against eager"]
     lines = [head, ["---"] * len(head)]
@@ -109,7 +119,10 @@ def hardware() -> str:
     versions = (
         f"torch {torch.__version__}, pyro-ppl {pyro.__version__}, jax {jax.__version__}, numpyro {numpyro.__version__}"
     )
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} torch threads, {versions}"
+    card = f"{torch.cuda.get_device_name()}, " if peers.DEVICE.type == "cuda" else ""
+    return (
+        f"{card}{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} torch threads, {versions}"
+    )
 
 
 def main() -> None:
@@ -117,6 +130,14 @@ def main() -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     warnings.filterwarnings("ignore")
+    if settings.device not in ("cpu", "cuda"):
+        sys.exit(f"benchmarks: --device is cpu or cuda; got {settings.device!r}")
+    peers.DEVICE = torch.device(settings.device)
+    if settings.device == "cuda":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")  # as torch has it
+    name = "steps" if settings.device == "cpu" else "steps-cuda"
     rows = []
     for number in settings.works:
         work = WORKS[number - 1]
@@ -125,8 +146,8 @@ def main() -> None:
     text = f"{hardware()}; medians of {settings.rounds} rounds.\n\n{table(rows)}\n"
     print(f"\n{text}")
     settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "steps.md").write_text(text)
-    (settings.out / "steps.json").write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    (settings.out / f"{name}.md").write_text(text)
+    (settings.out / f"{name}.json").write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

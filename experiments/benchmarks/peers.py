@@ -25,18 +25,26 @@ __all__ = ["SIDES", "Run"]
 Run = Callable[[int], Any]
 LEARNING_RATE = 1e-3
 COUNT = 32
+DEVICE = torch.device("cpu")  # where the torch sides run; JAX takes its own default
 
 
 def batches(work: Work, rows: int = BATCH) -> list[Tensor]:
     torch.manual_seed(1)
-    return [work.x(rows) for _ in range(COUNT)]
+    with torch.device("cpu"):
+        return [work.x(rows).to(DEVICE) for _ in range(COUNT)]
+
+
+def pair_of(work: Work, seed: int = 0) -> Any:
+    """Return the pair of a seed, made on the CPU, so that every device starts from the same weights."""
+    with torch.device("cpu"):
+        return work.make(seed).to(DEVICE)
 
 
 def engine(name: str) -> Callable[[Work, int], Run]:
     def make(work: Work, rows: int) -> Run:
         if work.seeds > 1:
             return _in_one_program(work, rows)
-        pair, data, module = work.make(0), batches(work, rows), engine_named(name)
+        pair, data, module = pair_of(work), batches(work, rows), engine_named(name)
         optimizers, at = optimizers_for(work.routine, pair), [0]
 
         def run(n: int) -> None:
@@ -54,7 +62,7 @@ def _in_one_program(work: Work, rows: int) -> Run:
     """The seeds side by side in the xla engine, as ``fit_together`` has them."""
     from unigen.engines.xla import CHUNK, advance_many
 
-    pairs, data, at = [work.make(seed) for seed in range(work.seeds)], batches(work, rows), [0]
+    pairs, data, at = [pair_of(work, seed) for seed in range(work.seeds)], batches(work, rows), [0]
     optimizers = [optimizers_for(work.routine, pair) for pair in pairs]
 
     def run(n: int) -> None:
@@ -67,12 +75,12 @@ def _in_one_program(work: Work, rows: int) -> Run:
     return run
 
 
-def by_hand(compile_it: bool) -> Callable[[Work, int], Run]:
+def by_hand(compile_it: bool, graph_it: bool = False) -> Callable[[Work, int], Run]:
     def make(work: Work, rows: int) -> Run:
-        pair, data = work.make(0), batches(work, rows)
+        pair, data = pair_of(work), batches(work, rows)
         groups = {id(p): group for group in ("theta", "phi") for p in pair.group(group)}
         optimizers = {
-            group: torch.optim.Adam(pair.group(group), LEARNING_RATE, fused=True)
+            group: torch.optim.Adam(pair.group(group), LEARNING_RATE, fused=True, capturable=graph_it)
             for group in ("theta", "phi")
             if pair.group(group)
         }
@@ -82,16 +90,34 @@ def by_hand(compile_it: bool) -> Callable[[Work, int], Run]:
             phases.append((torch.compile(loss, dynamic=False) if compile_it else loss, moved, of_it))
         at = [0]
 
+        def step(x: Tensor) -> None:
+            for loss, moved, of_it in phases:
+                for parameter in moved:
+                    parameter.grad = None
+                loss(x).backward(inputs=moved)
+                for optimizer in of_it:
+                    optimizer.step()
+
         def run(n: int) -> None:
-            for _ in range(n):
-                x = data[at[0] % COUNT]
-                at[0] += 1
-                for loss, moved, of_it in phases:
-                    for parameter in moved:
-                        parameter.grad = None
-                    loss(x).backward(inputs=moved)
-                    for optimizer in of_it:
-                        optimizer.step()
+            with torch.device(DEVICE):  # for what the losses draw
+                for _ in range(n):
+                    take(data[at[0] % COUNT])
+                    at[0] += 1
+
+        take = step
+        if graph_it:
+            stream = torch.cuda.Stream()
+            with torch.device(DEVICE), torch.cuda.stream(stream):
+                for x in data[:3]:
+                    step(x)
+            stream.synchronize()
+            graph, held = torch.cuda.CUDAGraph(), data[0].clone()
+            with torch.device(DEVICE), torch.cuda.graph(graph):
+                step(held)
+
+            def take(x: Tensor) -> None:
+                held.copy_(x)
+                graph.replay()
 
         return run
 
@@ -100,7 +126,7 @@ def by_hand(compile_it: bool) -> Callable[[Work, int], Run]:
 
 def svi(work: Work, rows: int) -> Run:
     """``pyro.infer.SVI`` on the pair's own programs, with Pyro's global parameter store as its users have it."""
-    pair, data, at = copy.deepcopy(work.make(0)), batches(work, rows), [0]
+    pair, data, at = copy.deepcopy(pair_of(work)), batches(work, rows), [0]
     pyro.clear_param_store()
     inference = pyro.infer.SVI(
         pair.model, pair.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), loss=pyro.infer.Trace_ELBO()
@@ -118,7 +144,7 @@ def svi(work: Work, rows: int) -> Run:
 
 def scanned(work: Work, rows: int) -> Run:
     """NumPyro's ``SVI`` in ``lax.scan`` on a hand-written twin; where NumPyro lacks the algorithm, plain JAX and optax."""
-    data = np.stack([x.numpy() for x in batches(work, rows)])
+    data = np.stack([x.cpu().numpy() for x in batches(work, rows)])
     return TWINS[work.name](data)
 
 
@@ -128,6 +154,7 @@ SIDES: dict[str, Callable[[Work, int], Run]] = {
     "xla": engine("xla"),
     "hand": by_hand(False),
     "hand compiled": by_hand(True),
+    "hand graphed": by_hand(True, graph_it=True),
     "svi": svi,
     "numpyro": scanned,
 }

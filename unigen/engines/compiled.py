@@ -2,6 +2,7 @@
 
 ``pure`` writes the phase of ``eager`` down with its gradient inside, ``rules`` adds the update of the optimizer, and the
 whole is compiled once for each shape of a batch. A step then costs what its kernels cost: no handlers, no tape, no guards.
+On a GPU a step, all its phases and updates, is recorded as one CUDA graph at its second time, and replayed from then on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, gradient
+from unigen.engines.replay import Replay
 from unigen.engines.rules import Moments, moments_of, update
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
@@ -61,13 +63,16 @@ class _Phase:
             (tensor.device for tensor in (*tensors.state, *data.values()) if isinstance(tensor, Tensor)), None
         )
         self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
-        self.set_rates: list[float] = []
+        self.rates_now: list[float] = []
         self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
+    def held(self, tensors: _Tensors) -> list[Tensor]:
+        """Return what the graph reads and writes in place."""
+        return [*tensors.state, *self.rates, *(self.pair.chains[key] for key in self.chains)]
+
     def _arguments(self, tensors: _Tensors, data: Mapping[str, Any]) -> list[Tensor]:
-        chains = [self.pair.chains[key] for key in self.chains]
-        return [*tensors.state, *self.rates, *chains, *(data[name] for name in self.names)]
+        return [*self.held(tensors), *(data[name] for name in self.names)]
 
     def _run(self, *arguments: Tensor) -> list[Tensor]:
         """Return the value, and where the optimizers step by themselves the gradient; everything else is in place."""
@@ -109,13 +114,15 @@ class _Phase:
                 chain.copy_(after[key])
         return [value, *(found[id(own)] for own in self.own if id(own) in found)] if self.separate else [value]
 
-    @torch.no_grad()
-    def __call__(self, tensors: _Tensors, data: Mapping[str, Any]) -> Tensor:
-        wanted = [part["lr"] for part in tensors.settings]
-        if wanted != self.set_rates:
+    def set_rates(self, wanted: list[float]) -> None:
+        """Let the next steps have these learning rates, one a parameter group."""
+        if wanted != self.rates_now:
             for rate, lr in zip(self.rates, wanted, strict=True):
                 rate.fill_(lr)
-            self.set_rates = wanted
+            self.rates_now = wanted
+
+    @torch.no_grad()
+    def __call__(self, tensors: _Tensors, data: Mapping[str, Any]) -> Tensor:
         if tensors.steps:
             torch._foreach_add_(tensors.steps, 1)
         arguments = self._arguments(tensors, data)
@@ -131,6 +138,49 @@ class _Phase:
             if self.phase.project is not None:
                 self.phase.project(self.own)
         return value
+
+
+class _Step:
+    """One step of a routine on batches of these shapes: its phases in order, each with the place of the batch it takes."""
+
+    def __init__(
+        self, phases: tuple[Phase, ...], pair: Pair, tensors: Sequence[_Tensors], batch: Sequence[dict[str, Any]]
+    ) -> None:
+        self.climbs: list[tuple[int, _Phase, _Tensors, int]] = []  # number of the phase, compiled, its tensors, place
+        for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
+            for repetition in range(phase.steps):
+                place = (repetition - 1) % (len(batch) - 1) + 1 if repetition and len(batch) > 1 else 0
+                key = (phase, tuple(part.rule for part in own.moments), shapes_of(batch[place]))
+                if key not in pair.compiled:
+                    pair.compiled[key] = _Phase(phase, pair, own, batch[place])
+                self.climbs.append((number, pair.compiled[key], own, place))
+        self.pair = pair
+        self.key = tuple((climb, place) for _, climb, _, place in self.climbs)
+
+    def run(self, batch: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Take the step and return the value of each phase, (phases,)."""
+        values: dict[int, Tensor] = {}
+        for number, climb, own, place in self.climbs:
+            value = climb(own, batch[place])
+            values[number] = value + 0 * values[number] if number in values else value  # not finite once, not finite
+        return torch.stack(list(values.values()))
+
+    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Tensor:
+        for _, climb, own, _ in self.climbs:
+            climb.set_rates([part["lr"] for part in own.settings])
+        held = [tensor for _, climb, own, _ in self.climbs for tensor in (*climb.held(own), *own.steps)]
+        given = [value for data in batch for value in data.values() if isinstance(value, Tensor)]
+        if any(climb.separate for _, climb, _, _ in self.climbs) or not all(t.is_cuda for t in (*held, *given)):
+            return self.run(batch)
+        where = tuple(tensor.data_ptr() for tensor in held)
+        replays = self.pair.compiled.setdefault("replays", {})
+        known = replays.get(self.key)
+        if known is None or known[0] != where:  # the first time is no graph: kernels are compiled and tuned in it
+            replays[self.key] = (where, None)
+            return self.run(batch)
+        if known[1] is None:
+            replays[self.key] = known = (where, Replay(self.run, batch))
+        return known[1](batch)
 
 
 def _compile(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[..., list[Tensor]]:
@@ -156,24 +206,13 @@ def advance(
     check_optimizers(phases, pair, optimizers)
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
-    compiled = {}
-    for data in (each for batch in bound for each in batch):
-        for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
-            key = (phase, tuple(part.rule for part in own.moments), shapes_of(data))
-            if key not in pair.compiled:
-                pair.compiled[key] = _Phase(phase, pair, own, data)
-            compiled[number, id(data)] = pair.compiled[key]
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
+    plans = [_Step(phases, pair, tensors, batch) for batch in bound]  # every graph before the first step
     values = []
-    for index, batch in enumerate(bound):
+    for index, (step, batch) in enumerate(zip(plans, bound, strict=True)):
         for part, lr in zip(settings, rates[index] if rates else (), strict=False):
             part["lr"] = lr
-        for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
-            value = compiled[number, id(batch[0])](own, batch[0])
-            for repetition in range(1, phase.steps):
-                data = batch[(repetition - 1) % (len(batch) - 1) + 1] if len(batch) > 1 else batch[0]
-                value = compiled[number, id(data)](own, data) + 0 * value  # not finite once, not finite
-            values.append(value)
+        values.append(step(batch))
         if pair.averages is not None:
             pair.averages.update(pair)
-    return torch.stack(values).view(len(bound), len(phases))
+    return torch.stack(values)

@@ -53,6 +53,8 @@ def sides_of(work: Work) -> list[str]:
 def times(work: Work, names: list[str], rounds: int, rows: int = BATCH) -> dict[str, list[float]]:
     """Return microseconds a step, by side, one a round; the sides alternate within a round."""
     runs = {name: SIDES[name](work, rows) for name in names}
+    if peers.DEVICE.type == "cuda":  # where a step is a fraction of a millisecond, or of Python
+        work = dataclasses.replace(work, steps=100)
     for run in runs.values():
         for _ in range(2):  # compile, and warm the caches
             run(work.steps)

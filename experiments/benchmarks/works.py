@@ -82,7 +82,7 @@ def _reweighted(particles: int) -> Callable[[Any], list[Loss]]:
         def wake(x: Tensor) -> Tensor:
             loc, scale = _inferred(pair, x)
             with torch.no_grad():
-                z = loc + scale * torch.randn((particles, *loc.shape))
+                z = loc + scale * torch.randn((particles, *loc.shape), device=x.device)
             log_p = _log_likelihood(pair, x, z) + normal_log_density(z, 0.0, 1.0)
             log_q = normal_log_density(z, loc, scale)
             weights = torch.softmax((log_p - log_q).detach(), 0)
@@ -90,7 +90,7 @@ def _reweighted(particles: int) -> Callable[[Any], list[Loss]]:
 
         def sleep(x: Tensor) -> Tensor:
             with torch.no_grad():
-                z = torch.randn(len(x), pair.model.latent)
+                z = torch.randn(len(x), pair.model.latent, device=x.device)
                 dreamt = torch.bernoulli(torch.sigmoid(pair.model.generator(z)))
             return -normal_log_density(z, *_inferred(pair, dreamt)).mean()
 
@@ -129,7 +129,9 @@ def _gan(pair: Any) -> list[Loss]:
         return pair.guide.head(pair.guide.trunk(x)).squeeze(-1)
 
     def generated(x: Tensor) -> Tensor:
-        z = torch.randn(2 * len(x), pair.model.latent)[len(x) :]  # as the pair draws, so that a test can compare
+        z = torch.randn(2 * len(x), pair.model.latent, device=x.device)[
+            len(x) :
+        ]  # as the pair draws, so that a test can compare
         return torch.sigmoid(pair.model.generator(z))
 
     def discriminate(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.eager import finite_parameters
@@ -65,6 +66,7 @@ class _Phase:
         self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
         self.rates_now: list[float] = []
         self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
+        self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
     def held(self, tensors: _Tensors) -> list[Tensor]:
@@ -170,7 +172,8 @@ class _Step:
             climb.set_rates([part["lr"] for part in own.settings])
         held = [tensor for _, climb, own, _ in self.climbs for tensor in (*climb.held(own), *own.steps)]
         given = [value for data in batch for value in data.values() if isinstance(value, Tensor)]
-        if any(climb.separate for _, climb, _, _ in self.climbs) or not all(t.is_cuda for t in (*held, *given)):
+        whole = all(climb.replayable and not climb.separate for _, climb, _, _ in self.climbs)
+        if not whole or not all(tensor.is_cuda for tensor in (*held, *given)):
             return self.run(batch)
         where = tuple(tensor.data_ptr() for tensor in held)
         replays = self.pair.compiled.setdefault("replays", {})
@@ -181,6 +184,13 @@ class _Step:
         if known[1] is None:
             replays[self.key] = known = (where, Replay(self.run, batch))
         return known[1](batch)
+
+
+def _stays(graph: torch.fx.GraphModule) -> bool:
+    """Whether every tensor that a graph makes lies on a GPU: a copy from the host cannot be part of a CUDA graph."""
+    nodes = [node for node in graph.graph.nodes if node.op in ("call_function", "get_attr")]
+    made = [node.meta["val"] if "val" in node.meta else getattr(graph, str(node.target), None) for node in nodes]
+    return all(tensor.is_cuda for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
 
 
 def _compile(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[..., list[Tensor]]:

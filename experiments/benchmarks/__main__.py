@@ -145,11 +145,11 @@ def main() -> None:
         work = WORKS[number - 1]
         rows.append(row(work, times(work, sides_of(work), settings.rounds)))
         print(table(rows[-1:]), flush=True)
-    text = f"{hardware()}; medians of {settings.rounds} rounds.\n\n{table(rows)}\n"
+        text = f"{hardware()}; medians of {settings.rounds} rounds.\n\n{table(rows)}\n"
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / f"{name}.md").write_text(text)
+        (settings.out / f"{name}.json").write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
     print(f"\n{text}")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / f"{name}.md").write_text(text)
-    (settings.out / f"{name}.json").write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ log p(x) = log N(z; 0, I) - sum_k log |det df_k/dz_{k-1}|, exact (Dinh, Krueger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -29,24 +27,23 @@ class FlowModel(PyroModule):
     ``shift``, ``scale`` (D,): a fixed affine map after the transforms, so that they see data of unit size.
     """
 
-    def __init__(
-        self, kind: str, steps: list[nn.Module], fixed: Sequence[object], shift: Tensor, scale: Tensor
-    ) -> None:
+    def __init__(self, kind: str, steps: list[nn.Module], shift: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.kind = kind
         self.steps = nn.ModuleList(steps)
-        self._fixed = fixed  # one permutation (or None) before each step
         self.register_buffer("shift", shift.clone())
         self.register_buffer("scale", scale.clone())
 
     def distribution(self) -> dist.TransformedDistribution:
         """Return the distribution of one row; its transforms' caches are cleared, weights may have moved."""
         chain: list[object] = []
-        for permutation, step in zip(self._fixed, self.steps, strict=True):
+        order = torch.arange(len(self.shift) - 1, -1, -1, device=self.shift.device)
+        reverse = transforms.Permute(order)  # made here, since a transform does not move to a device with its module
+        for step in self.steps:
             step.clear_cache()  # type: ignore[operator]
             # an autoregressive transform is parallel in one direction only: give it to the density (MAF)
             transform = step.inv if self.kind == "affine_autoregressive" else step
-            chain += [permutation, transform] if permutation is not None else [transform]
+            chain += [reverse, transform] if chain else [transform]
         chain.append(transforms.AffineTransform(self.shift, self.scale, event_dim=1))
         base = dist.Normal(torch.zeros_like(self.shift), torch.ones_like(self.scale)).to_event(1)
         return dist.TransformedDistribution(base, chain)
@@ -76,8 +73,6 @@ def flow(
     build = getattr(transforms, kind)
     with isolated(seed):
         layers = [build(dimension, hidden_dims=list(hidden)) for _ in range(steps)]
-    reverse = transforms.Permute(torch.arange(dimension - 1, -1, -1))
-    fixed = [None if index == 0 else reverse for index in range(steps)]
     shift = torch.zeros(dimension) if start is None else start.mean(0)
     scale = torch.ones(dimension) if start is None else start.std(0).clamp_min(1e-3)
-    return Pair(FlowModel(kind, layers, fixed, shift, scale), likelihood="exact")
+    return Pair(FlowModel(kind, layers, shift, scale), likelihood="exact")

@@ -1,0 +1,58 @@
+"""On a CUDA device: a replayed step is the step launched kernel by kernel, and every engine takes the step of ``eager``."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_engines import both, descents, difference, every_case, world
+from unigen.engines import compiled, eager, xla
+from unigen.engines.surroundings import Draws
+from unigen.optimizers import optimizers_for
+from unigen.pair import Pair
+from unigen.phases import Routine
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_device(family: str) -> tuple[Pair, Tensor]:
+    pair, x = world(family)
+    return pair.cuda(), x.cuda()
+
+
+@every_case
+def test_a_replayed_step_is_the_step(routine: Routine, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, x = on_device(family)
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: graph)  # the graph is what is tested
+    if any(phase.solve for phase in routine):
+        pytest.skip("solved in closed form, whose pivots are read on the host")
+    other = copy.deepcopy(pair)
+    batches = [[x] * max(phase.steps for phase in routine)] * 5
+    ends, streams = [], []
+    for each, replay in ((pair, compiled.Replay), (other, lambda step, batch: step)):
+        monkeypatch.setattr(compiled, "Replay", replay)
+        torch.cuda.manual_seed(7)
+        ends.append(compiled.advance(tuple(routine), each, optimizers_for(routine, each), batches))
+        streams.append(torch.cuda.get_rng_state())
+    assert torch.equal(ends[0], ends[1]) and difference(pair, other) == 0
+    assert torch.equal(*streams)
+
+
+@every_case
+def test_a_graph_takes_the_step_of_eager(routine: Routine, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: graph)
+    pair, x = on_device(family)
+    value, tensors = both(compiled, routine, pair, x, descents, 1)
+    assert value < 1e-9 and tensors < 1e-9
+
+
+@every_case
+def test_xla_takes_the_step_of_eager(routine: Routine, family: str) -> None:
+    pair, x = on_device(family)
+    other, batches = copy.deepcopy(pair), [[x] * max(phase.steps for phase in routine)]
+    with Draws() as draws:
+        expected = eager.advance(tuple(routine), pair, descents(pair), batches)
+    steps: Any = xla.advance(tuple(routine), other, descents(other), batches, noise=[draws.taken])
+    assert float((steps - expected).abs().max()) < 1e-9 and difference(pair, other) < 1e-9

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.test_engines import both, descents, difference, every_case, world
 from unigen.engines import compiled, eager, xla
+from unigen.engines.checks import check_once
 from unigen.engines.surroundings import Draws
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
@@ -52,6 +53,7 @@ def test_a_graph_takes_the_step_of_eager(routine: Routine, family: str, monkeypa
 def test_xla_takes_the_step_of_eager(routine: Routine, family: str) -> None:
     pair, x = on_device(family)
     other, batches = copy.deepcopy(pair), [[x] * max(phase.steps for phase in routine)]
+    check_once(tuple(routine), pair, x)  # which draws, too
     with Draws() as draws:
         expected = eager.advance(tuple(routine), pair, descents(pair), batches)
     steps: Any = xla.advance(tuple(routine), other, descents(other), batches, noise=[draws.taken])

@@ -107,10 +107,11 @@ def by_hand(compile_it: bool, graph_it: bool = False) -> Callable[[Work, int], R
         take = step
         if graph_it:
             stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
             with torch.device(DEVICE), torch.cuda.stream(stream):
                 for x in data[:3]:
                     step(x)
-            stream.synchronize()
+            torch.cuda.current_stream().wait_stream(stream)
             graph, held = torch.cuda.CUDAGraph(), data[0].clone()
             with torch.device(DEVICE), torch.cuda.graph(graph):
                 step(held)

@@ -66,7 +66,7 @@ class _Phase:
         self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
         self.rates_now: list[float] = []
         self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
-        self.replayable = _settle(self.graph, device)
+        self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
     def held(self, tensors: _Tensors) -> list[Tensor]:
@@ -186,38 +186,17 @@ class _Step:
         return known[1](batch)
 
 
-def _settle(graph: torch.fx.GraphModule, device: torch.device | None) -> bool:
-    """Move constants to ``device`` once, and return whether every tensor of the graph lies there.
+def _stays(graph: torch.fx.GraphModule) -> bool:
+    """Whether every tensor of a graph lies on a GPU: a copy from the host cannot be part of a CUDA graph.
 
-    A copy from the host cannot be part of a CUDA graph. Constants come as ``lift_fresh_copy`` of an attribute, perhaps
-    moved by ``_to_copy``; those that nothing reads are dropped.
+    What nothing reads is no part of it, such as the indices that a plate makes on the host; it is dropped.
     """
-    aten = torch.ops.aten
-    for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target is aten.lift_fresh_copy.default and not node.users:
+    for node in reversed(list(graph.graph.nodes)):
+        pure = isinstance(node.target, torch._ops.OpOverload) and not (
+            node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+        )
+        if not node.users and (node.op == "get_attr" or (node.op == "call_function" and pure)):
             graph.graph.erase_node(node)
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            graph.graph.erase_node(node)
-    if device is None or device.type != "cuda":
-        return False
-    for node in list(graph.graph.nodes):
-        if node.target is aten._to_copy.default and node.meta["val"].device == device:
-            lifted = node.args[0]
-            fixed = lifted.args[0] if lifted.target is aten.lift_fresh_copy.default else lifted
-            if fixed.op != "get_attr":
-                continue
-            name = f"{fixed.target}_on_device_{node.name}"
-            graph.register_buffer(name, node.target(getattr(graph, fixed.target), **node.kwargs))
-            with graph.graph.inserting_before(node):
-                moved = graph.graph.get_attr(name)
-                fresh = graph.graph.call_function(aten.clone.default, (moved,))
-            moved.meta["val"] = fresh.meta["val"] = node.meta["val"]
-            node.replace_all_uses_with(fresh)
-            graph.graph.erase_node(node)
-            for old in (lifted, fixed):
-                if not old.users and old in graph.graph.nodes:
-                    graph.graph.erase_node(old)
     graph.recompile()
     nodes = [node for node in graph.graph.nodes if node.op in ("call_function", "get_attr")]
     made = [node.meta["val"] if "val" in node.meta else getattr(graph, str(node.target), None) for node in nodes]

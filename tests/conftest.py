@@ -1,4 +1,7 @@
-"""Shared settings of the tests: one thread, since the networks are tiny; random streams left as they were found."""
+"""Shared settings of the tests: one thread, since the networks are tiny; random streams left as they were found.
+
+``UNIGEN_TEST_DEVICE=cuda`` makes that device the default of every tensor and network that a test makes.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,19 @@ import torch
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+if "UNIGEN_TEST_DEVICE" in os.environ:
+    torch.set_default_device(os.environ["UNIGEN_TEST_DEVICE"])
 
 
 def pytest_report_header() -> str:
     """Say what was tested on."""
     root = "set" if os.environ.get("UNIGEN_DATA") else "not set: tests on its files are skipped"
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, UNIGEN_DATA {root}"
+    device = torch.get_default_device()
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, tensors on {device}, UNIGEN_DATA {root}"
 
 
 @pytest.fixture(autouse=True)
 def _random_streams_restored():
     """Leave the global random stream of every test as it was found, so that no test depends on another's draws."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[] if torch.get_default_device().type == "cpu" else None):
         yield

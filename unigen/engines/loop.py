@@ -37,7 +37,8 @@ class Plan:
     """A step. ``climbs`` in order, with the number of the phase that each belongs to; ``updates`` for each climb; ``pools``:
     which pool of batches each climb takes its data from. ``given``: the noise is handed in. ``checked``: values are not
     finite where a moved parameter is not. ``seeds``: run many pairs at once, every array with a first axis of them.
-    ``single``: one step, which may begin a chain.
+    ``single``: one step, which may begin a chain. ``block``: steps between two questions whether there are more; each waits
+    for a GPU.
     """
 
     climbs: tuple[Climb, ...]
@@ -49,6 +50,7 @@ class Plan:
     seeds: bool = False
     single: bool = False
     decay: float | None = None  # of averaged weights
+    block: int = 1
 
 
 def _step(plan: Plan, state: Any, memory: Any, constants: Any, batches: Any, key: Any, factors: Any, noise: Any) -> Any:
@@ -117,13 +119,24 @@ def compiled(plan: Plan) -> Any:
             state, memory, row = _step(plan, dict(state), dict(memory), constants, batches, key, numbers, given)
             return state, memory, values.at[index].set(row)
 
+        def blocked(number: Any, carry: Any) -> Any:
+            def one(place: Any, carry: Any) -> Any:
+                index = number * plan.block + place
+                return jax.tree.map(lambda new, old: jnp.where(index < count, new, old), body(index, carry), carry)
+
+            return jax.lax.fori_loop(0, plan.block, one, carry)
+
         batches, key, numbers, given = at(0)
         if plan.single:
             state, memory, row = _step(plan, dict(state), dict(memory), constants, batches, key, numbers, given)
             return state, memory, row[None], _finite(row, *state.values())
         row = jax.eval_shape(lambda: _step(plan, dict(state), dict(memory), constants, batches, key, numbers, given)[2])
         values = jnp.zeros((slots.shape[0], *row.shape), row.dtype)
-        state, memory, values = jax.lax.fori_loop(0, count, body, (state, memory, values))
+        carry = (state, memory, values)
+        if plan.block == 1:
+            state, memory, values = jax.lax.fori_loop(0, count, body, carry)
+        else:
+            state, memory, values = jax.lax.fori_loop(0, (count + plan.block - 1) // plan.block, blocked, carry)
         return state, memory, values, _finite(values, *state.values())
 
     if plan.seeds:

@@ -35,7 +35,8 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-MOST_BYTES = 2**25  # of the batches that one call of a compiled program holds
+BLOCK = 16  # the steps that a GPU takes before the host is asked whether there are more
+MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
 
 
 # -- one step: which climbs, on which batches --------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes:
     return step
 
 
-def _plan(step: _Step, parts: list[Part], given: bool, seeds: bool, decay: float | None) -> Plan:
+def _plan(step: _Step, parts: list[Part], given: bool, seeds: bool, decay: float | None, block: int) -> Plan:
     shapes = list(dict.fromkeys(step.shapes))
     updates: list[list[Update]] = [[] for _ in step.climbs]
     column = 0
@@ -114,6 +115,7 @@ def _plan(step: _Step, parts: list[Part], given: bool, seeds: bool, decay: float
         seeds,
         not step.lasting,
         decay,
+        block,
     )
 
 
@@ -232,8 +234,10 @@ def _advance(phases: tuple[Phase, ...], runs: Sequence[_Run], noise: Any, seeds:
         first = steps[0]
         if any(step.shapes != first[0].shapes for step in first):
             raise Unsupported(f"the batches of several pairs have different shapes at step {done}; {ELSEWHERE}")
-        size = sum(v.nbytes for batch in batches[0][done] for v in batch.values() if isinstance(v, Tensor))
-        rows = max(1, min(CHUNK, MOST_BYTES // max(1, size * len(runs)))) if first[0].lasting else 1
+        data = [v for batch in batches[0][done] for v in batch.values() if isinstance(v, Tensor)]
+        most = MOST_BYTES["cuda" if data and data[0].is_cuda else "cpu"]
+        size = sum(v.nbytes for v in data)
+        rows = max(1, min(CHUNK, most // max(1, size * len(runs)))) if first[0].lasting else 1
         end = done + 1
         while end < min(count, done + rows) and all(a is b for a, b in zip(steps[end - done], first, strict=True)):
             end += 1
@@ -325,7 +329,11 @@ def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[Par
     )
     known = runs[0].pair.compiled.setdefault("xla loops", {})
     if (cheap, given, seeds) not in known:
-        plans = [_plan(step, mine, given, seeds, decay) for step, mine, decay in zip(steps, parts, decays, strict=True)]
+        block = 1 if _device(runs[0].pair).platform == "cpu" else BLOCK
+        plans = [
+            _plan(step, mine, given, seeds, decay, block)
+            for step, mine, decay in zip(steps, parts, decays, strict=True)
+        ]
         if any(plan != plans[0] for plan in plans):
             raise Unsupported(f"the pairs differ in more than the numbers in them, so no program fits all; {ELSEWHERE}")
         plan = plans[0]

@@ -1,6 +1,6 @@
 """Shared settings of the tests: one thread, since the networks are tiny; random streams left as they were found.
 
-``UNIGEN_TEST_DEVICE=cuda`` makes that device the default of every tensor and network that a test makes.
+``UNIGEN_TEST_DEVICE=cuda`` runs them there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 if "UNIGEN_TEST_DEVICE" in os.environ:
-    torch.set_default_device(os.environ["UNIGEN_TEST_DEVICE"])
+    from tests.devices import put_all_on
+
+    put_all_on(os.environ["UNIGEN_TEST_DEVICE"])
 
 
 def pytest_report_header() -> str:

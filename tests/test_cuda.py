@@ -1,6 +1,7 @@
 """On a CUDA device: a replayed step is the step launched kernel by kernel, and every engine takes the step of ``eager``."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from tests.test_engines import both, descents, difference, every_case, world
 from unigen.engines import compiled, eager, xla
 from unigen.engines.checks import check_once
+from unigen.engines.replay import Replay
 from unigen.engines.surroundings import Draws
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
@@ -29,16 +31,22 @@ def test_a_replayed_step_is_the_step(routine: Routine, family: str, monkeypatch:
     monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: graph)  # the graph is what is tested
     if any(phase.solve for phase in routine):
         pytest.skip("solved in closed form, whose pivots are read on the host")
-    other = copy.deepcopy(pair)
+    other, made = copy.deepcopy(pair), []
+
+    def recorded(step: Callable[[Any], Tensor], batch: Any) -> Replay:
+        made.append(Replay(step, batch))
+        return made[-1]
+
     batches = [[x] * max(phase.steps for phase in routine)] * 5
     ends, streams = [], []
-    for each, replay in ((pair, compiled.Replay), (other, lambda step, batch: step)):
+    for each, replay in ((pair, recorded), (other, lambda step, batch: step)):
         monkeypatch.setattr(compiled, "Replay", replay)
         torch.cuda.manual_seed(7)
         ends.append(compiled.advance(tuple(routine), each, optimizers_for(routine, each), batches))
         streams.append(torch.cuda.get_rng_state())
     assert torch.equal(ends[0], ends[1]) and difference(pair, other) == 0
     assert torch.equal(*streams)
+    assert made or family == "mixture" or "Enumerate" in repr(tuple(routine))  # sums over states ask the host
 
 
 @every_case

@@ -305,10 +305,16 @@ def test_head_scale_and_dtype():
     assert torch.equal(shared.head(4).weight, plain.weight.double())
 
 
-def test_set_is_drawn_on_the_cpu():
+def test_set_is_drawn_on_the_cpu_and_moved_to_the_default_device():
+    before = torch.get_rng_state()
     with torch.device("meta"):
-        shared = networks(**SETS["conv"])
-    assert fingerprint(whole(shared)) == fingerprint(whole(networks(**SETS["conv"])))
+        moved = networks(**SETS["conv"])
+    assert all(tensor.is_meta for tensor in whole(moved).state_dict().values())
+    assert torch.equal(before, torch.get_rng_state())
+    if torch.cuda.is_available():
+        with torch.device("cuda"):
+            moved = networks(**SETS["conv"])
+        assert fingerprint(whole(moved)) == fingerprint(whole(networks(**SETS["conv"])))
 
 
 def test_fingerprint_reads_names_dtypes_shapes_and_bytes():

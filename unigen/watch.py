@@ -42,7 +42,9 @@ class Watch:
                 self._explain(state, state.step, values, batches)
             return
         self.settle()
-        read = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        read = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
+            values, non_blocking=True
+        )
         done = torch.cuda.Event()
         done.record()
         self.waiting = (state, state.step, read, done, batches)

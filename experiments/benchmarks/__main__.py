@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks.works import BATCH, WORKS, Work  # noqa: E402
 from unigen.engines import ENGINES  # noqa: E402
 
 REPLAYED = ("compiled", "xla", "hand graphed", "numpyro")  # sides that a GPU runs without Python between its kernels
+STEPS_ON_CUDA = {True: 1000, False: 100}  # of a timed stretch, of these sides and of the others
 
 
 @dataclasses.dataclass
@@ -54,21 +56,36 @@ def sides_of(work: Work) -> list[str]:
 
 def times(work: Work, names: list[str], rounds: int, rows: int = BATCH) -> dict[str, list[float]]:
     """Return microseconds a step, by side, one a round; the sides alternate within a round."""
-    runs = {name: SIDES[name](work, rows) for name in names}
-    steps = {name: work.steps for name in names}
-    if peers.DEVICE.type == "cuda":  # where a step is a fraction of a millisecond, or of Python
-        steps = {name: 1000 if name in REPLAYED else 100 for name in names}
-    for name, run in runs.items():
-        for _ in range(2):  # compile, and warm the caches
-            run(steps[name])
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    return measured(prepared(work, names, rows), rounds)
+
+
+def prepared(work: Work, names: list[str], rows: int = BATCH) -> dict[str, Callable[[], float]]:
+    """Return for each side a function that times one stretch of it in microseconds a step, compiled and warm."""
+
+    def timed(name: str) -> Callable[[], float]:
+        run, steps = SIDES[name](work, rows), work.steps
+        if peers.DEVICE.type == "cuda":  # where a step is a fraction of a millisecond, or of Python
+            steps = STEPS_ON_CUDA[name in REPLAYED]
+
+        def stretch() -> float:
             began = time.perf_counter()
-            run(steps[name])
+            run(steps)
             if peers.DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            found[name].append((time.perf_counter() - began) / steps[name] * 1e6)
+            return (time.perf_counter() - began) / steps * 1e6
+
+        for _ in range(2):
+            stretch()
+        return stretch
+
+    return {name: timed(name) for name in names}
+
+
+def measured(stretches: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in stretches}
+    for _ in range(rounds):
+        for name, stretch in stretches.items():
+            found[name].append(stretch())
     return found
 
 

@@ -75,7 +75,7 @@ def _log_prob(distribution: Any, x: Tensor) -> Tensor:
         return distribution.log_prob(x)
     if not inside.all():
         event = inside.reshape(*inside.shape, *(1,) * len(distribution.event_shape))
-        with isolated(0), torch.no_grad():  # any value that is inside will do
+        with isolated(0, x.device), torch.no_grad():  # any value that is inside will do
             filler = distribution.sample(x.shape[: x.ndim - len(distribution.batch_shape + distribution.event_shape)])
         x = torch.where(event, x, filler)
     return torch.where(inside & ~_ruled_out(distribution, x), distribution.log_prob(x), -math.inf)
@@ -115,8 +115,14 @@ def _samples(distribution: Any, samples: int | None, seed: int, what: str) -> Te
         raise ValueError(f"There is no closed form of {what}; give samples=10_000, or so, to estimate it.")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise ValueError(f"An estimate with a standard error needs a whole number of samples from 2; got {samples!r}.")
-    with isolated(seed), torch.no_grad():
+    with isolated(seed, _device_of(distribution)), torch.no_grad():
         return distribution.sample((samples,))
+
+
+def _device_of(distribution: Any) -> torch.device:
+    cards = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=cards), torch.no_grad():
+        return distribution.sample().device
 
 
 def _formula(closed: Callable[[], Tensor]) -> Tensor | None:

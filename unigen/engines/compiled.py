@@ -2,7 +2,8 @@
 
 ``pure`` writes the phase of ``eager`` down with its gradient inside, ``rules`` adds the update of the optimizer, and the
 whole is compiled once for each shape of a batch. A step then costs what its kernels cost: no handlers, no tape, no guards.
-On a GPU a step, all its phases and updates, is recorded as one CUDA graph at its second time, and replayed from then on.
+On a GPU a step, all its phases and updates, is compiled at its first time, watched at its second, whether it waits for the
+host anywhere, and where it does not, recorded at its third as one CUDA graph, and replayed from then on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, gradient
-from unigen.engines.replay import Replay
+from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
@@ -177,13 +178,23 @@ class _Step:
             return self.run(batch)
         where = tuple(tensor.data_ptr() for tensor in held)
         replays = self.pair.compiled.setdefault("replays", {})
-        known = replays.get(self.key)
-        if known is None or known[0] != where:  # the first time is no graph: kernels are compiled and tuned in it
-            replays[self.key] = (where, None)
+
+        def compile_and_take(batch: Any) -> Tensor:
+            replays[self.key] = where, watch
             return self.run(batch)
-        if known[1] is None:
-            replays[self.key] = known = (where, Replay(self.run, batch))
-        return known[1](batch)
+
+        def watch(batch: Any) -> Tensor:
+            values, waits = watched(self.run, batch)
+            replays[self.key] = where, self.run if waits else record
+            return values
+
+        def record(batch: Any) -> Tensor:
+            replays[self.key] = where, Replay(self.run, batch)
+            return replays[self.key][1](batch)
+
+        known = replays.get(self.key)
+        take = known[1] if known is not None and known[0] == where else compile_and_take
+        return take(batch)
 
 
 def _stays(graph: torch.fx.GraphModule) -> bool:

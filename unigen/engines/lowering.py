@@ -108,8 +108,8 @@ def run(tape: Tape, inputs: Mapping[str, Any], constants: Mapping[int, Any], noi
                 raise Unsupported(f"the xla engine has no {error}, which {node.where} needs; {ELSEWHERE}") from None
         parts = made if isinstance(made, tuple | list) else (made,)
         for number, part in zip(node.results, parts, strict=False):
-            if number >= 0 and part is not None:
-                values[number] = _checked(node, part, tape.shapes[number])
+            if number >= 0:
+                values[number] = None if part is None else _checked(node, part, tape.shapes[number])
     result = Result({name: values[number] for name, number in tape.written.items()})
     result.outputs = [None if number is None else values[number] for number in tape.outputs]
     return result

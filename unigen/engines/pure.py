@@ -103,6 +103,12 @@ def gradient(
         return value, list(torch.autograd.grad(surrogate, [leaves[id(p)] for p in own], allow_unused=True))
 
 
+def _normal(mean: Tensor, std: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return ``torch.normal(mean, std)``, the same draws, without its question whether a std is negative."""
+    shape = torch.broadcast_shapes(mean.shape, std.shape)
+    return mean.new_empty(shape).normal_(generator=generator) * std + mean
+
+
 def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) -> GraphModule:
     """Write down what ``function`` does to tensors like ``arguments``, as a graph of ATen operations.
 
@@ -112,7 +118,7 @@ def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=list(devices)):
             fakes = [mode.from_tensor(argument, static_shapes=True) for argument in arguments]
-            return make_fx(function, tracing_mode="real")(*fakes)
+            return make_fx(function, {torch.ops.aten.normal.Tensor_Tensor: _normal}, tracing_mode="real")(*fakes)
     except PairError:
         raise
     except Exception as error:  # whatever torch's tracer raises, which has no common class

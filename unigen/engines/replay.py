@@ -6,15 +6,32 @@ and advances torch's random stream as the same kernels launched one by one would
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "watched"]
 
 Batch = Sequence[Mapping[str, Any]]
+
+
+def watched(step: Callable[[Batch], Tensor], batch: Batch) -> tuple[Tensor, bool]:
+    """Return what the step returns, and whether the host waited for the GPU in it, which no CUDA graph can hold.
+
+    A failed recording would leave torch's random stream unusable.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            values = step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return values, any("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
 class Replay:

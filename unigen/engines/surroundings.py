@@ -25,7 +25,7 @@ def plainly() -> Iterator[None]:
     """Let torch compute by its plain operations: enter before the recorder, whose work this leaves alone."""
     with ExitStack() as stack:
         stack.enter_context(_without_validation())
-        stack.enter_context(_without_onednn())
+        stack.enter_context(_without_libraries())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_WithoutReading())
         yield
@@ -44,14 +44,16 @@ def _without_validation() -> Iterator[None]:
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Let recurrent layers be the products and sums that they are, instead of one operation of oneDNN."""
-    before = torch._C._get_mkldnn_enabled()
+def _without_libraries() -> Iterator[None]:
+    """Let layers be the operations that they are on every device, instead of one of oneDNN or cuDNN."""
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])
 
 
 class _WithoutReading(TorchFunctionMode):
@@ -75,7 +77,15 @@ class _WithoutReading(TorchFunctionMode):
             classes = args[1] if len(args) > 1 else (kwargs or {})["num_classes"]
             if classes > 0:
                 return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
+        if func is torch.nn.functional.dropout and isinstance(args[0], Tensor) and args[0].is_cuda:
+            return _dropout(*args, **(kwargs or {}))  # on a GPU one operation, which keeps a mask
         return func(*args, **(kwargs or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    kept = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p) if 0 < p < 1 else torch.full_like(x, 1 - p)
+    dropped = x * kept if training else x
+    return x.copy_(dropped) if inplace else dropped
 
 
 def _is_number(index: Any) -> bool:

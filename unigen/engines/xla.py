@@ -35,7 +35,7 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-BLOCK = 16  # the steps that a GPU takes before the host is asked whether there are more
+BLOCK = 32  # the steps that a GPU takes before the host is asked whether there are more
 MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
 
 

@@ -71,7 +71,7 @@ class Calibration:
         """
         rows, wrong = len(self.ranks), self.rejected(level)
         count = _counts(self.ranks, self.draws).cumsum(0)[:-1].double() / rows
-        uniform = torch.arange(1, self.draws + 1, dtype=torch.float64)[:, None] / (self.draws + 1)
+        uniform = torch.arange(1, self.draws + 1, dtype=torch.float64, device=count.device)[:, None] / (self.draws + 1)
         deviation, index = (count - uniform).abs().amax(0).max(0)
         warning = (
             f"not calibrated: {len(wrong)} of {len(self.labels)} quantities rejected at {level:g}" if wrong else ""
@@ -198,7 +198,7 @@ def chi_square_p_values(ranks: Tensor, draws: int, bins: int = 16) -> Tensor:
     observed = _counts(ranks, draws).reshape(bins, -1, ranks.shape[1]).sum(1).double()
     expected = len(ranks) / bins
     statistic = ((observed - expected).square() / expected).sum(0)
-    return torch.special.gammaincc(torch.tensor((bins - 1) / 2, dtype=torch.float64), statistic / 2)
+    return torch.special.gammaincc(torch.full_like(statistic, (bins - 1) / 2), statistic / 2)
 
 
 def ecdf_p_values(ranks: Tensor, draws: int) -> Tensor:
@@ -210,9 +210,10 @@ def ecdf_p_values(ranks: Tensor, draws: int) -> Tensor:
     rows = len(ranks)
     tails = _tails(rows, draws)  # (L, N + 1)
     below = _counts(ranks, draws).cumsum(0)[:-1]  # (L, Q)
-    smallest = tails.gather(1, below).amin(0)
+    smallest = tails.gather(1, below.to(tails.device)).amin(0)
     known = {level: 1 - _coverage(tails, level) for level in set(smallest.tolist())}
-    return torch.tensor([known[level] for level in smallest.tolist()], dtype=torch.float64).clamp(0, 1)
+    p_values = [known[level] for level in smallest.tolist()]
+    return torch.tensor(p_values, dtype=torch.float64, device=ranks.device).clamp(0, 1)
 
 
 def ecdf_band(rows: int, draws: int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:

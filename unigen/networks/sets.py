@@ -128,7 +128,7 @@ def networks(
 
     The generator's output bias starts at logit(clip(mean, 0.001, 0.999)) where the mean of the training data is given,
     as in Burda et al. (2016), and at zero otherwise. The global random state is neither read nor moved. Weights are
-    drawn on the CPU, in torch's default dtype.
+    drawn on the CPU, in torch's default dtype, and moved to torch's default device.
 
     Arguments:
         kind: "mlp" or "conv".
@@ -172,7 +172,8 @@ def networks(
         bias = None if mean is None else _logit(mean, math.prod(shape))
         with _weights_of(seed, "generator"):
             generator = ConvolutionalGenerator(latent, shape, channels, output_bias=bias)
-    return Networks(generator, trunk, latent, tuple(shape), width, int(seed))
+    device = torch.get_default_device()
+    return Networks(generator.to(device), trunk.to(device), latent, tuple(shape), width, int(seed))
 
 
 def fingerprint(module: nn.Module) -> str:

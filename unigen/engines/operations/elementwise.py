@@ -184,8 +184,7 @@ def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
 
 @operation("log_sigmoid_forward")
 def _log_sigmoid(x: Any) -> Any:
-    small = jnp.exp(-jnp.abs(x))
-    return jnp.minimum(x, 0) - jnp.log1p(small), small
+    return jnp.minimum(x, 0) - jnp.log1p(jnp.exp(-jnp.abs(x))), None  # what torch keeps there differs by device
 
 
 @operation("log_sigmoid_backward")

@@ -309,8 +309,13 @@ def test_flows(kind: str) -> None:
 # -- noise -------------------------------------------------------------------------------------------------------------
 
 
-def test_calls_of_any_length_are_one_training() -> None:
-    """The keys come from torch's stream one a step, so that chunks, and an interruption, change no bit."""
+@pytest.mark.parametrize("block", [1, 4])
+def test_calls_of_any_length_are_one_training(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys come from torch's stream one a step, so that chunks, and an interruption, change no bit.
+
+    In blocks, as on a GPU, a call takes whole ones, and drops the steps that it was not asked for.
+    """
+    monkeypatch.setitem(xla.BLOCK, "cpu", block)
     pair = latent(networks("mlp", (2,), 1, hidden=(3,)), "normal")
     batches = [[torch.randn(4, 2)] for _ in range(11)]
     ends = []

@@ -153,7 +153,7 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
     log_w = log_weight(sample).detach()
     geometric = (log_w.sum(0) - log_w) / others
     swapped = log_w.unsqueeze(0).expand(sample.particles, *log_w.shape).clone()
-    index = torch.arange(sample.particles)
+    index = torch.arange(sample.particles, device=log_w.device)
     swapped[index, index] = geometric
     return torch.logsumexp(swapped, 1) - math.log(sample.particles)
 

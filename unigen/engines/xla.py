@@ -35,7 +35,7 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-BLOCK = 32  # the steps that a GPU takes before the host is asked whether there are more
+BLOCK = {"cpu": 1, "gpu": 32}  # the steps between two questions to the host whether there are more
 MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
 
 
@@ -329,7 +329,7 @@ def _loop(runs: Sequence[_Run], steps: Sequence[_Step], parts: Sequence[list[Par
     )
     known = runs[0].pair.compiled.setdefault("xla loops", {})
     if (cheap, given, seeds) not in known:
-        block = 1 if _device(runs[0].pair).platform == "cpu" else BLOCK
+        block = BLOCK[_device(runs[0].pair).platform]
         plans = [
             _plan(step, mine, given, seeds, decay, block)
             for step, mine, decay in zip(steps, parts, decays, strict=True)

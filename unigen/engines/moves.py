@@ -6,6 +6,7 @@ The rules are in ``unigen.engines.updates``; here they meet torch's parameter gr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb, parameters
-from unigen.engines.updates import rule_of
+from unigen.engines.updates import Rule, rule_of
 from unigen.pair import Pair
 
 __all__ = ["Optimizers", "Part", "count_steps", "factors", "memories", "named", "parts", "settings"]
@@ -91,15 +92,19 @@ def settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def factors(parts: list[Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:
     """Return the numbers that depend on the step alone, (rows, F), of which ``count`` rows are used."""
-    table = numpy.zeros((rows, 0))
+    columns = [numpy.zeros((rows, 0))]
     for part in parts:
-        rule, turns = rule_of(part.optimizer).factors, len(part.climbs)
-        lrs = [float(part.group["lr"])] * count if rates is None else [float(row[part.place]) for row in rates]
-        numbers = [rule(part.group, lrs[i // turns], part.start + i + 1) for i in range(count * turns)]
-        columns = numpy.zeros((rows, turns * len(numbers[0])))
-        columns[:count] = numpy.reshape(numbers, (count, -1))
-        table = numpy.concatenate([table, columns], 1)
-    return table
+        lrs = (float(part.group["lr"]),) * count if rates is None else tuple(float(row[part.place]) for row in rates)
+        numbers = _numbers(rule_of(part.optimizer), settings(part.group), lrs, part.start, len(part.climbs))
+        columns.append(numpy.concatenate([numbers, numpy.zeros((rows - count, numbers.shape[1]))]))
+    return numpy.concatenate(columns, 1)
+
+
+@lru_cache(maxsize=8)  # groups, and pairs that advance together, often have the same
+def _numbers(rule: Rule, group: tuple[tuple[str, Any], ...], lrs: tuple[float, ...], start: int, turns: int) -> Any:
+    named, count = dict(group), len(lrs)
+    numbers = [rule.factors(named, lrs[i // turns], start + i + 1) for i in range(count * turns)]
+    return numpy.reshape(numbers, (count, -1))
 
 
 def memories(pair: Pair, parts: list[Part]) -> dict[str, list[Tensor]]:

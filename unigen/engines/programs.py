@@ -179,7 +179,7 @@ def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[s
 def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a captured program depends on: shape, dtype and device of each tensor, the value of everything else."""
     return tuple(
-        (name, tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
+        (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
         for name, value in data.items()
     )
 

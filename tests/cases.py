@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from oracles import Tables, parameters, tuples
+from oracles import Tables, log_bit, parameters, tuples
 from replay import expected, legendre
 from scipy.optimize import brentq
 from torch import Tensor
@@ -160,6 +160,29 @@ def baseline_error(c: Context) -> Tensor:
     t = c.held
     error = (t.p - t.q).detach() - baseline_by_hand(t.t, t.x)[:, None]
     return -(t.weight * error**2).sum(1).mean()
+
+
+def local_baseline_error(c: Context) -> Tensor:
+    """-E_q sum_i (l_i - b_i(x))^2 of a belief network: l_i has the terms of h_{i-1} given h_i and of what is above."""
+    t = c.held
+    h = [t.x.unsqueeze(1), *_layers(t)]  # x = h_0, h_1, ..., h_L
+
+    def log_bits(name: str, given: Tensor, value: Tensor) -> Tensor:
+        logits = (2 * given - 1) @ t.t[f"{name}.weight"].T + t.t[f"{name}.bias"]
+        return log_bit(logits, value).sum(-1)
+
+    error = torch.zeros(())
+    signal = log_bit(t.t["theta.top"], h[-1]).sum(-1)
+    for i in range(len(h) - 1, 0, -1):
+        signal = signal + log_bits(f"theta.down.{i - 1}", h[i], h[i - 1]) - log_bits(f"phi.up.{i - 1}", h[i - 1], h[i])
+        error = error + (signal.detach() - baseline_by_hand(t.t, t.x)[:, None, i - 1]) ** 2
+    return -(t.weight * error).sum(1).mean()
+
+
+def _layers(t: Any) -> list[Tensor]:
+    """h_1, ..., h_L of every latent value, from z = (h_L, ..., h_1)."""
+    widths = [len(bias) for name, bias in t.t.items() if name.startswith("phi.up.") and name.endswith(".bias")]
+    return list(t._z(t.x).split(widths[::-1], -1))[::-1]
 
 
 # -- the adversary-activated VAE ---------------------------------------------------------------------------------------
@@ -405,6 +428,11 @@ def _discrete() -> list[Case]:
             named(routines.nvil, 0, world, bound),
             named(routines.nvil, 1, world, baseline_error),
             named(routines.aavae, 0, world, real_or_dream, rows=1),
+        ]
+    for world in ("belief 2-1, local signals", "belief 1-1-1, local signals"):
+        cases += [
+            named(routines.nvil, 0, world, bound, rows=1),
+            named(routines.nvil, 1, world, local_baseline_error, rows=1),
         ]
     for world in ("one layer", "symbols", "one bit"):
         cases.append(named(routines.aavae, 1, world, activated, rows=1))

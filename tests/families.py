@@ -46,8 +46,8 @@ def normalized_networks() -> Networks:
     return Networks(generator, trunk, LATENT, (DIMENSION,), 5)
 
 
-def networks_of_psi() -> dict[str, nn.Module]:
-    return {"critic": Scalar(), "constraint": Scalar(), "baseline": Baseline(DIMENSION, (5,))}
+def networks_of_psi(outputs: int = 1) -> dict[str, nn.Module]:
+    return {"critic": Scalar(), "constraint": Scalar(), "baseline": Baseline(DIMENSION, (5,), outputs=outputs)}
 
 
 def bits() -> Tensor:
@@ -67,7 +67,7 @@ def _adversarial() -> tuple[Pair, Tensor]:
 
 
 def _sigmoid_belief() -> tuple[Any, Tensor]:
-    pair: Any = sigmoid_belief(DIMENSION, (4, 3), psi=networks_of_psi())
+    pair: Any = sigmoid_belief(DIMENSION, (4, 3), psi=networks_of_psi(2))
     pair.model.down[0] = nn.Sequential(pair.model.down[0], RowNorm(DIMENSION))
     pair.guide.up[0] = nn.Sequential(pair.guide.up[0], RowNorm(4))
     return pair, bits()

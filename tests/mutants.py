@@ -61,18 +61,18 @@ MUTANTS = (
     Mutant(
         "score term dropped (the guide's iwae gradient of alpha = 0 Renyi bounds)",
         f"{EAGER}:_estimate",
-        "None if sample.enumerated else sample.score",
-        "None",
+        "{} if sample.enumerated else sample.scores",
+        "{}",
         "iwae(2) 1, one layer, N=1",
     ),
     Mutant(
         "signal scaled by 1.02",
         f"{EAGER}:_estimate",
-        "signal = f.detach()",
-        "signal = 1.02 * f.detach()",
+        "f.detach())",
+        "1.02 * f.detach())",
         "reinforce 1, one layer, N=2",
     ),
-    Mutant("signal not detached", f"{EAGER}:_estimate", "signal = f.detach()", "signal = f", "vae 1, two layers, N=2"),
+    Mutant("signal not detached", f"{EAGER}:_estimate", "f.detach())", "f)", "vae 1, two layers, N=2"),
     Mutant(
         "score averaged over the particles instead of summed",
         f"{EAGER}:_estimate",
@@ -82,9 +82,9 @@ MUTANTS = (
     ),
     Mutant(
         "score of the first site only",
-        f"{DRAW}:Draw.score",
-        "self._total(self.first, terms)",
-        "self._total(self.first, terms[:1])",
+        f"{DRAW}:Draw.scores",
+        "for name in self.score_sites",
+        "for name in self.score_sites[:1]",
         "vae 1, two layers, N=2",
     ),
     Mutant(
@@ -97,9 +97,9 @@ MUTANTS = (
     # -- control variates --
     Mutant(
         "baseline in the signal's place",
-        f"{EAGER}:_estimate",
-        "signal - _control_variate",
-        "_control_variate",
+        f"{EAGER}:_signals",
+        "return signal - predicted",
+        "return predicted",
         "nvil 1, one layer, N=2",
     ),
     Mutant(
@@ -117,10 +117,17 @@ MUTANTS = (
         "elbo, mean of three particles, leave one out",
     ),
     Mutant(
+        "a local signal lacks a density that its site decides",
+        "unigen.engines.programs:_unreached",
+        "reached = {name}",
+        "reached = set()",
+        "nvil 1, belief 2-1, local signals, N=1",
+    ),
+    Mutant(
         "NVIL's baseline fits the absolute error",
         f"{OBJECTIVES}:baseline_fit",
-        "-error.square()",
-        "-error.abs()",
+        "(signal - predicted).square()",
+        "(signal - predicted).abs()",
         "nvil 2, one layer, N=2",
     ),
     # -- bounds and densities --

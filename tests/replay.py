@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines import eager
-from unigen.engines.programs import Programs, enumerate_sites
+from unigen.engines.programs import Programs, enumerate_sites, unreached
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase
 
@@ -201,8 +201,10 @@ class Estimate(NamedTuple):
 
 
 def prepare(pair: Pair, x: Any) -> None:
-    """Let the engine probe the pair's plates and finite supports now, so that no replay contains the probes' own draws."""
+    """Let the engine probe the pair's plates, supports and dependencies now, so that no replay contains the probes' draws."""
     Programs(pair).layout(pair.bind(x))
+    if getattr(pair.psi["baseline"] if "baseline" in pair.psi else None, "outputs", 1) > 1:
+        unreached(Programs(pair), pair.bind(x))
     with suppress(PairError):  # a support that is not finite
         enumerate_sites(Programs(pair), pair.bind(x))
 

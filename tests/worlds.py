@@ -76,17 +76,17 @@ MEAN = -0.75  # the running mean of the NVIL baseline, as if training had gone o
 
 
 def baseline_by_hand(t: Parameters, x: Tensor) -> Tensor:
-    """NVIL's baseline, C_psi(x) + c."""
+    """NVIL's baseline, C_psi(x) + c; (N, S) of local signals."""
     hidden = torch.tanh(
         x @ t["psi.baseline.network.hidden.layers.0.weight"].T + t["psi.baseline.network.hidden.layers.0.bias"]
     )
     output = hidden @ t["psi.baseline.network.output.weight"].T + t["psi.baseline.network.output.bias"]
-    return output.squeeze(-1) + MEAN
+    return (output.squeeze(-1) if output.shape[-1] == 1 else output) + MEAN
 
 
-def psi_of(size: int) -> dict[str, nn.Module]:
+def psi_of(size: int, outputs: int = 1) -> dict[str, nn.Module]:
     """Return a baseline, a critic and a constraint over rows of this size."""
-    baseline = Baseline(size, (3,))
+    baseline = Baseline(size, (3,), outputs=outputs)
     baseline.mean.fill_(MEAN)
     return {"baseline": baseline, "critic": Bump(size), "constraint": Bump(size)}
 
@@ -376,8 +376,8 @@ def symbols() -> Tiny:
 # -- the package's own discrete pairs ----------------------------------------------------------------------------------
 
 
-def belief(layers: tuple[int, ...]) -> Tiny:
-    """``sigmoid_belief`` over two bits; z = (h_L, ..., h_1)."""
+def belief(layers: tuple[int, ...], outputs: int = 1) -> Tiny:
+    """``sigmoid_belief`` over two bits; z = (h_L, ..., h_1). ``outputs``: of the baseline."""
     widths = layers[::-1]
 
     def split(z: Tensor) -> list[Tensor]:
@@ -403,7 +403,7 @@ def belief(layers: tuple[int, ...]) -> Tiny:
             below = h
         return total
 
-    pair = sigmoid_belief(2, layers, psi=psi_of(2))
+    pair = sigmoid_belief(2, layers, psi=psi_of(2, outputs))
     scatter(pair, 6)
     return Tiny(pair, bits(2)[[1, 2, 3]], bits(2), bits(sum(layers)), log_prior, log_likelihood, log_q, psi=bump)
 
@@ -673,6 +673,8 @@ WORLDS: dict[str, Callable[[], Any]] = {
     "symbols": symbols,
     "belief 2": lambda: belief((2,)),
     "belief 2-1": lambda: belief((2, 1)),
+    "belief 2-1, local signals": lambda: belief((2, 1), outputs=2),
+    "belief 1-1-1, local signals": lambda: belief((1, 1, 1), outputs=3),
     "mixture of normals": lambda: components("normal"),
     "mixture of bits": lambda: components("bernoulli"),
     "no latents": nothing_latent,

@@ -248,12 +248,18 @@ class Network:
 def baseline_fit(draw: Any) -> Tensor:
     """-(elbo - b(x))^2, the fit of NVIL's baseline; the running mean follows the signal (Mnih & Gregor 2014).
 
-    Theory: nvil [mnih2014].
+    Of a baseline for each latent site: -sum_i (l_i - b_i(x))^2, l_i the local signal of site i.
+
+    Theory: nvil, local-signals [mnih2014].
     """
     baseline, signal = draw.network("baseline"), elbo(draw).detach()
-    error = signal - baseline(draw["x"])
+    predicted = baseline(draw["x"])
+    local = draw.local_signals(signal, predicted)
+    if local is not None:
+        signal = torch.stack(list(local.values()), -1)
+    error = (signal - predicted).square()
     baseline.track(signal)
-    return -error.square()
+    return -(error if local is None else error.sum(-1))
 
 
 @dataclass(frozen=True)

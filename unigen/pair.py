@@ -69,6 +69,7 @@ class Pair(nn.Module):
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
+        self.unreached: Any = None  # which densities a latent site cannot change, found by the engine once
         self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines

@@ -169,7 +169,11 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Control variate from the psi network of this name: a prediction of the signal from x (NVIL)."""
+    """Control variate from the psi network of this name: a prediction of the signal from x (NVIL).
+
+    A network with an output for each latent site of the guide predicts the local signal of each: the signal without what
+    the site's value cannot change.
+    """
 
     network: str = "baseline"
 

@@ -261,7 +261,7 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
         pair = deep_latent(shared, settings.layers[1:], inner, likelihood, activation=settings.activation)
     elif family == "sigmoid_belief":
         with isolated(seed):
-            psi = {name: Baseline(dimension) for name in psi_networks(arm.routine.phases)}
+            psi = {name: Baseline(dimension, outputs=len(settings.layers)) for name in psi_networks(arm.routine.phases)}
         pair = sigmoid_belief(dimension, settings.layers, mean=dataset.mean, seed=seed, psi=psi)
     elif family == "mixture":
         kind = "bernoulli" if planned.likelihood == "bernoulli" else "normal"

@@ -191,9 +191,10 @@ def iwae(k: int = 5, estimator: Any = None) -> Phases:
 def nvil() -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by (L - b_ψ(x)) ∇ log q_φ
 
-    The VAE's bound for discrete latents, with a learned and a running baseline that lower the score function's variance.
+    The VAE's bound for discrete latents, with a learned and a running baseline that lower the score function's variance;
+    where the baseline has an output for each latent site, by the local signal of each.
 
-    Theory: nvil, baselines-have-no-bias [mnih2014].
+    Theory: nvil, local-signals, baselines-have-no-bias [mnih2014].
     """
     return (
         Phase(elbo, Wake(), THETA + PHI, estimator=ScoreFunction(), control_variate=Baseline("baseline")),

@@ -18,8 +18,11 @@ from identities.exact import expected, gradient
 from identities.identity import Sides, identity, stack
 from identities.tables import latent_pair, normals, rows_of, scatter, simplex
 from unigen import routines
+from unigen.engines.programs import Programs, unreached
+from unigen.networks import Baseline
 from unigen.objectives import elbo, log_q
 from unigen.pair import Pair
+from unigen.pairs import sigmoid_belief
 from unigen.phases import (
     PHI,
     THETA,
@@ -30,10 +33,12 @@ from unigen.phases import (
     Sleep,
     Wake,
 )
+from unigen.streams import isolated
 
 __all__ = [
     "baselines_have_no_bias",
     "line_pair",
+    "local_signals_have_no_bias",
     "path_and_score_agree",
     "path_has_less_variance",
     "score_has_mean_zero",
@@ -138,6 +143,35 @@ def baselines_have_no_bias(generator: Generator, wrong: bool) -> Sides:
         bound = bound - (tables.q * tables.log_joint.detach()).sum(-1) / 2  # b = log p(x, z) / 2
     exact = gradient((p * bound).sum(), pair, "phi")
     return stack(left, plain), stack(exact, exact)
+
+
+@identity(
+    "sum_i E_q[(l_i - b_i(x)) grad log q(h_i|h_(i-1))] = grad E_q[log p(x, h) - log q(h|x)], l_i = sum_(j>=i) of layer j",
+    "Mnih & Gregor 2014",
+    ("unigen.routines.nvil", "unigen.networks.Baseline", "unigen.objectives.baseline_fit"),
+    ("D9", "D10"),
+    "a local signal without the density of the layer below",
+)
+def local_signals_have_no_bias(generator: Generator, wrong: bool) -> Sides:
+    with isolated(0):
+        baseline = Baseline(2, (2,), outputs=2)
+    pair: Any = scatter(sigmoid_belief(2, (1, 1), psi={"baseline": baseline}), generator)
+    x = (torch.rand(1, 2, generator=generator, dtype=torch.float64) < 0.5).double()
+    unreached(Programs(pair), pair.bind(x))  # found now: its own draws are no outcomes
+    mean = expected(routines.nvil[0], pair, [(1.0, x)]).gradient
+
+    def log_bit(logits: Tensor, h: Tensor) -> Tensor:
+        return (h * logits - torch.nn.functional.softplus(logits)).sum(-1)
+
+    bits = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    one, two = (h.unsqueeze(-1) for h in torch.cartesian_prod(bits, bits).T)
+    q_one, q_two = log_bit(pair.guide.up[0](2 * x - 1), one), log_bit(pair.guide.up[1](2 * one - 1), two)
+    below = log_bit(pair.model.down[1](2 * two - 1), one)  # log p(h_1|h_2)
+    p = log_bit(pair.model.top, two) + below + log_bit(pair.model.down[0](2 * one - 1), x)
+    bound = ((q_one + q_two).exp() * (p - q_one - q_two)).sum()
+    if wrong:
+        bound = bound - (q_one.exp().detach() * q_two.exp() * below.detach()).sum()
+    return mean, gradient(bound, pair, "theta", "phi")
 
 
 @identity(

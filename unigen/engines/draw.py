@@ -13,7 +13,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import Programs, Site, family_of
+from unigen.engines.programs import Programs, Site, family_of, unreached
 from unigen.pair import PairError
 from unigen.phases import DoublyReparameterized, Pathwise, ScoreFunction, StickingTheLanding
 
@@ -248,6 +248,26 @@ class Draw:
 
     # -- the score function --
 
+    def local_signals(self, signal: Tensor, predicted: Tensor) -> dict[str, Tensor] | None:
+        """Return for each latent site of the guide elbo's value without the terms that the site's value cannot change.
+
+        ``signal``: elbo, without gradient. ``predicted``: the baseline's prediction; None where it is one number a datum
+        (Mnih & Gregor 2014, local learning signals).
+        """
+        if predicted.dim() <= self.programs.layout(self.data).batched:
+            return None
+        apart = unreached(self.programs, self.data)
+        if predicted.shape[-1] != len(apart):
+            raise PairError(
+                f"the baseline has {predicted.shape[-1]} outputs and the guide {len(apart)} latent sites "
+                f"({', '.join(apart)}); give it one output, or one for each site"
+            )
+        return {name: signal - self._signed_total(terms) for name, terms in apart.items()}
+
+    def _signed_total(self, terms: Iterable[tuple[str, str]]) -> Tensor | float:
+        densities = [(which, self.density(which, self.sites(which)[name]).detach()) for which, name in terms]
+        return sum((density if which == "model" else -density for which, density in densities), 0.0)
+
     @property
     def score_sites(self) -> list[str]:
         """The sites whose samples carry their gradient by the score function."""
@@ -262,22 +282,21 @@ class Draw:
         return names
 
     @property
-    def score(self) -> Tensor | None:
-        """The log density of those sites per datum, or None; refused under a pathwise-only estimator."""
+    def scores(self) -> dict[str, Tensor]:
+        """The log density of each of those sites per datum; refused under a pathwise-only estimator."""
         if not self.carry:
-            return None  # without running a program that the objective may not have asked for
+            return {}  # without running a program that the objective may not have asked for
         drawn = self.sites(self.first)
-        terms = []
-        for name in self.score_sites:
-            if self.density(self.first, drawn[name]).requires_grad:  # else nothing that moves decides the sample
-                terms.append(drawn[name])
-        if terms and isinstance(self.programs.estimator, Pathwise | StickingTheLanding | DoublyReparameterized):
+        found = {name: self.density(self.first, drawn[name]) for name in self.score_sites}
+        found = {name: each for name, each in found.items() if each.requires_grad}  # else nothing that moves decides it
+        if found and isinstance(self.programs.estimator, Pathwise | StickingTheLanding | DoublyReparameterized):
+            name = next(iter(found))
             raise PairError(
-                f"site '{terms[0].name}' ({family_of(terms[0].fn)}) has no reparameterization, which "
+                f"site '{name}' ({family_of(drawn[name].fn)}) has no reparameterization, which "
                 f"{type(self.programs.estimator).__name__} needs; use ScoreFunction with a control variate (nvil, vimco), or "
                 "a routine that never differentiates through samples (reweighted_wake_sleep)"
             )
-        return self._total(self.first, terms) if terms else None
+        return found
 
     @property
     def depth(self) -> int:

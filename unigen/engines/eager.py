@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import singledispatch
+from functools import reduce, singledispatch
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.draw import Draw
 from unigen.engines.programs import Programs, enumerate_sites
-from unigen.objectives import iwae, log_weight
+from unigen.objectives import elbo, iwae, log_weight
 from unigen.pair import Pair, PairError
 from unigen.phases import (
     Baseline,
@@ -118,28 +118,48 @@ def _estimate(
         value = (sample.log_q.exp() * f).sum(0).mean()
         return value.detach(), value
     surrogate = f.mean()
-    score = None if sample.enumerated else sample.score
-    if score is not None:
+    scores = {} if sample.enumerated else sample.scores
+    if scores:
         if couples:
             raise PairError(
                 f"{name_of(phase.maximize)} couples the rows of a batch, so discrete site '{sample.score_sites[0]}' has no "
                 "per-datum score function; use a reparameterizable likelihood"
             )
-        signal = f.detach()
-        if phase.control_variate is not None:
-            signal = signal - _control_variate(phase, sample, signal)
-        term = score * signal  # (N,) broadcasts against (K, N): the whole signal belongs to each particle
-        if f.dim() < score.dim():
+        signals = _signals(phase, sample, f.detach())
+        if isinstance(signals, dict):
+            term = reduce(torch.add, [score * signals[name] for name, score in scores.items()])
+        else:  # (N,) broadcasts against (K, N): the whole signal belongs to each particle
+            term = reduce(torch.add, scores.values()) * signals
+        if f.dim() < term.dim():
             term = term.sum(0)
         surrogate = surrogate + term.mean()
     return f.mean().detach(), surrogate
 
 
+def _signals(phase: Phase, sample: Draw, signal: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return what multiplies the score, or that of each latent site of the guide, less what its value cannot change."""
+    variate = phase.control_variate
+    if variate is None:
+        return signal
+    if not isinstance(variate, Baseline):
+        return signal - _control_variate(phase, sample, signal)
+    predicted = sample.network(variate.network)(sample[sample.pair.arguments[0]]).detach()
+    local = sample.local_signals(signal, predicted)
+    if local is None:
+        return signal - predicted
+    if phase.maximize is not elbo or sample.first != "guide":
+        raise PairError(
+            f"a baseline of {predicted.shape[-1]} outputs is for elbo under Wake, whose terms belong to sites, not for "
+            f"{name_of(phase.maximize)} under {phase.under}; give it one output"
+        )
+    return {
+        name: each - prediction for (name, each), prediction in zip(local.items(), predicted.unbind(-1), strict=True)
+    }
+
+
 def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
     """A baseline that is independent of the particle it is subtracted from, so that the estimate stays unbiased."""
     variate = phase.control_variate
-    if isinstance(variate, Baseline):
-        return sample.network(variate.network)(sample[sample.pair.arguments[0]]).detach()
     if not isinstance(variate, LeaveOneOut):
         raise TypeError(f"the eager engine knows no control variate {variate!r}")
     if sample.particles is None or sample.particles < 2:
@@ -165,7 +185,7 @@ def _doubly_reparameterized(
     if phase.maximize is not iwae or not isinstance(expectation, Wake) or expectation.particles is None:
         raise PairError("DoublyReparameterized is the estimator of iwae under Wake(particles)")
     sample = draw(expectation, programs.with_model_frozen(), data)
-    _ = sample.score  # refuses a site without reparameterization
+    _ = sample.scores  # refuses a site without reparameterization
     log_w = log_weight(sample)
     normalized = torch.softmax(log_w.detach(), 0)
     surrogate = (normalized.square() * log_w).sum(0).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.distributions import Independent
+from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unigen.pair import Pair, PairError
 
-__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of"]
+__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of", "unreached"]
 
 MOST_JOINT_VALUES = 2**16
 
@@ -174,6 +176,66 @@ def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[s
     if like not in known:
         known[like] = _enumerate_sites(programs, data)
     return known[like]
+
+
+def unreached(programs: Programs, data: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return for each latent site of the guide the log densities that its value cannot change, as ("model", site).
+
+    Found once, as the layout, by Pyro's provenance of values. A program that reads a value, to branch on it say, may depend
+    on it where no provenance tells; then every site reaches everything.
+    """
+    if programs.pair.unreached is None:
+        programs.pair.unreached = _unreached(programs, data)
+    return programs.pair.unreached
+
+
+class _Reads(TorchFunctionMode):
+    """Whether a program read the value of a tensor."""
+
+    NAMES = tuple("__bool__ __int__ __float__ __index__ __array__ item tolist numpy equal allclose".split())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or getattr(func, "__name__", "") in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+def _unreached(programs: Programs, data: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
+    pair = programs.pair
+    found: dict[str, Any] = {}
+    with _Reads() as reads:
+        for which, names in (("guide", pair.guide_arguments), ("model", pair.arguments)):
+            arguments = {name: data[name] for name in names if name in data}
+            found[which] = get_dependencies(_on_copies_of_buffers(pair, which), (), arguments)
+    upstream = {which: each["prior_dependencies"] for which, each in found.items()}
+    latent = found["guide"]["posterior_dependencies"]
+    apart: dict[str, tuple[tuple[str, str], ...]] = {}
+    for name in latent:
+        reached = {name}  # values: of the guide, in the order in which they are drawn
+        for other, above in upstream["guide"].items():
+            if not reached.isdisjoint(above):
+                reached.add(other)
+        terms = [
+            (which, site)
+            for which in ("model", "guide")
+            for site, above in upstream[which].items()
+            if reached.isdisjoint(above) and site not in reached
+        ]
+        apart[name] = () if reads.found else tuple(terms)
+    return apart
+
+
+def _on_copies_of_buffers(pair: Pair, which: str) -> Callable[..., Any]:
+    """Return a program that leaves its buffers alone, a running mean for one."""
+    program: Any = pair.model if which == "model" else pair.guide
+    buffers = dict(program.named_buffers()) if isinstance(program, torch.nn.Module) else {}
+    if not buffers:
+        return pair.runner(which)
+    copies = {name: buffer.clone() for name, buffer in buffers.items()}
+    return lambda **arguments: torch.func.functional_call(program, copies, (), arguments)
 
 
 def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:

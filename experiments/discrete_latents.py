@@ -76,6 +76,8 @@ class Options:
     """Where the tables, numbers and figure go."""
     train: bool = True
     """Train what is missing; --no-train shows what is there."""
+    recorded: bool = False
+    """Keep the runs of the saved table in --out, of the same settings, instead of training them again."""
     progress: bool = True
     """Show bars."""
 

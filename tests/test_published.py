@@ -73,6 +73,33 @@ def test_the_table_of_discrete_latents(uncut, capsys):
     assert text.split("\n\n", 1)[1] in capsys.readouterr().out
 
 
+def test_recorded_runs_are_kept(uncut, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    table = tmp_path / "out" / "discrete_latents.json"
+    whole = json.loads((uncut / "out" / "discrete_latents.json").read_text())
+    kept = [run for run in whole["runs"] if (run["study"], run["routine"], run["seed"]) != ("5-4", "vimco(2)", 1)]
+    for run in kept:
+        run["nll"], run["code"] = 1.5, "earlier"
+    table.write_text(json.dumps(whole | {"runs": kept}))
+    assert discrete(tmp_path, "--recorded") == 0
+    (trained,) = (tmp_path / "runs").glob("*/*/seed-*")
+    assert trained.relative_to(tmp_path / "runs").parts == ("5-4", "vimco-2", "seed-1")
+    by_run = {(run["study"], run["routine"], run["seed"]): run["nll"] for run in runs_of(tmp_path, "discrete_latents")}
+    new = by_run.pop(("5-4", "vimco(2)", 1))
+    assert by_run == {(run["study"], run["routine"], run["seed"]): 1.5 for run in kept}
+    assert new == next(
+        run["nll"] for run in whole["runs"] if (run["study"], run["seed"]) == ("5-4", 1) and "v" in run["routine"]
+    )
+    assert "of 2 states of the code" in (tmp_path / "out" / "discrete_latents.md").read_text()
+    before = table.read_text()
+    assert (
+        discrete(tmp_path, "--recorded", "--epochs", "2") == 2 and "have --epochs 1, not 2" in capsys.readouterr().err
+    )
+    assert table.read_text() == before
+    table.write_text("[]")
+    assert discrete(tmp_path, "--recorded") == 2 and "holds no table" in capsys.readouterr().err
+
+
 def test_a_script_that_was_stopped_goes_on(uncut, tmp_path, monkeypatch, capsys):
     compare, calls = grid.compare, []
 

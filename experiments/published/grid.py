@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unigen.compare import compare
 from unigen.data import spread
 from unigen.describe import describe
 from unigen.durable import write_json
+from unigen.environment import environment
 from unigen.evaluate import active_units, log_likelihood
 from unigen.networks import fingerprint
 from unigen.planning import Plan, build_pair, plan
@@ -71,7 +72,10 @@ class Examination:
 
 @dataclass(frozen=True)
 class Record:
-    """One run: its negative log-likelihood in nats, the standard error over test data, and active units by site."""
+    """One run: its negative log-likelihood in nats, the standard error over test data, and active units by site.
+
+    ``code``: the fingerprint of the code that it was examined by, shortened.
+    """
 
     study: str
     routine: str
@@ -81,6 +85,12 @@ class Record:
     steps: int
     seconds: float
     active: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    code: str = ""
+
+    @property
+    def run(self) -> tuple[str, str, int]:
+        """Its study, routine and seed."""
+        return self.study, self.routine, self.seed
 
 
 def carry_out(
@@ -90,12 +100,15 @@ def carry_out(
     examination: Examination,
     train: bool = True,
     progress: bool = True,
+    recorded: Collection[Record] = (),
 ) -> Iterator[list[Record]]:
     """Train and examine every run of the studies below ``directory``; yield the records of each seed of each study.
 
-    What is done is not done again, and without ``train`` only what is there is examined. Every setting of every study is
-    checked before the first run. A run that fails is named on stderr, and has no record.
+    What is done is not done again, without ``train`` only what is there is examined, and runs that are ``recorded`` already
+    are left out. Every setting of every study is checked before the first run. A run that fails is named on stderr, and
+    has no record.
     """
+    known = {record.run for record in recorded}
     planned: list[Plan] = []
     for study in studies:
         found = plan(dataclasses.replace(study.settings, out=str(directory / study.name)), command)
@@ -103,8 +116,10 @@ def carry_out(
         planned.append(dataclasses.replace(found, dataset=same[0]) if same else found)
     for seed in studies[0].settings.seeds:
         for study, whole in zip(studies, planned, strict=True):
-            part = dataclasses.replace(whole, settings=dataclasses.replace(whole.settings, seeds=(seed,)))
-            for result in compare(part, describe(whole), progress) if train else ():
+            settings = dataclasses.replace(whole.settings, seeds=(seed,))
+            missing = [arm for arm in whole.arms if (study.name, arm.name, seed) not in known]
+            part = dataclasses.replace(whole, settings=settings, arms=missing)
+            for result in compare(part, describe(whole), progress) if train and missing else ():
                 if result["status"] != "complete":
                     print(
                         f"{study.name}, {result['routine']}, seed {result['seed']}: {result['error']}", file=sys.stderr
@@ -126,7 +141,7 @@ def _records(study: Study, planned: Plan, examination: Examination, progress: bo
             found = _examined(pair, planned, examination, folder / "examination.json", progress)
             yield Record(
                 study.name, arm.name, seed, found["nll"], found["standard_error"], result["steps"], result["seconds"],
-                found["active"],
+                found["active"], environment("cpu")["code"][:12],
             )  # fmt: skip
 
 

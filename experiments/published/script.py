@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ __all__ = ["command_line", "publish"]
 
 
 PLACES = ("directory", "out", "data_root")
-SILENT = ("train", "progress")  # options that no figure depends on, like the places
+SILENT = ("train", "progress", "recorded")  # options that no figure depends on, like the places
+CELLS = ("seeds", "networks", "routines", "layers", "k", "long_k")  # options that choose runs, and change none
 
 
 def publish(
@@ -49,12 +51,18 @@ def publish(
     out = Path(options.out)
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise UsageError(f"--out {options.out} is or goes through a file; name a folder")
-    records: list[Record] = []
-    text = ""
-    for found in carry_out(studies, Path(options.directory), command, examination, options.train, options.progress):
-        if not found:
-            continue
+    settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in (*PLACES, *SILENT)}
+    wanted = {
+        (study.name, name, seed) for study in studies for name in study.settings.routines for seed in options.seeds
+    }
+    kept = _recorded(out / f"{name}.json", settings) if options.recorded else []
+    kept = [record for record in kept if record.run in wanted]
+    records, text = list(kept), ""
+    where = Path(options.directory)
+    for found in carry_out(studies, where, command, examination, options.train, options.progress, kept):
         records += found
+        if not records:
+            continue
         errors = [run.standard_error for run in records]
         rows = (
             f"{examination.test_size} test rows spread evenly over the test set"
@@ -66,7 +74,8 @@ def publish(
             "",
             f"NLL: the importance-weighted bound with K = {examination.particles} on {rows}, mean ± standard error over seeds. "
             f"Its standard error over test rows, {number(min(errors), 2)} to {number(max(errors), 2)}, is common to all "
-            "routines, and largely cancels from their differences. Unverified: not read in print.",
+            "routines, and largely cancels from their differences. Unverified: not read in print."
+            + _several(records),
             "",
             *results_table(studies, records, baseline, examination.units),
             "",
@@ -76,15 +85,35 @@ def publish(
             "",
             *above(studies, records),
         ]) + "\n"  # fmt: skip
-        settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in (*PLACES, *SILENT)}
         content = {"command": command, "settings": settings, "environment": environment("cpu")}
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / f"{name}.json", content | {"runs": [dataclasses.asdict(run) for run in records]})
         write_whole(out / f"{name}.md", text.encode())
         draw(out / f"{name}.png", studies, records)
     print(text)
-    wanted = sum(len(study.settings.routines) * len(study.settings.seeds) for study in studies)
-    return 0 if len(records) == wanted or not options.train else 1
+    return 0 if len(records) == len(wanted) or not options.train else 1
+
+
+def _recorded(path: Path, settings: Mapping[str, Any]) -> list[Record]:
+    """Return the runs of a saved table; refused where it has other settings, but for which runs there are."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        saved, code = content["settings"], content["environment"]["code"][:12]
+        runs = [Record(**{"code": code} | run) for run in content["runs"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--recorded: {path} holds no table ({type(error).__name__}); move it away") from None
+    for key in settings.keys() - set(CELLS):
+        if json.loads(json.dumps(settings[key])) != saved.get(key):
+            flag = f"--{key.replace('_', '-')}"
+            raise UsageError(f"--recorded: the runs in {path} have {flag} {saved.get(key)}, not {settings[key]}")
+    return runs
+
+
+def _several(records: Sequence[Record]) -> str:
+    codes = dict.fromkeys(record.code for record in records)
+    return "" if len(codes) == 1 else f" The runs are of {len(codes)} states of the code, named in the JSON."
 
 
 def plain(name: str, arguments: Sequence[str]) -> str:

@@ -121,6 +121,8 @@ def _samples(distribution: Any, samples: int | None, seed: int, what: str) -> Te
 
 def _device_of(distribution: Any) -> torch.device:
     cards = list(range(torch.cuda.device_count()))
+    if not cards:
+        return torch.device("cpu")
     with torch.random.fork_rng(devices=cards), torch.no_grad():
         return distribution.sample().device
 

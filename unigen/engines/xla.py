@@ -10,6 +10,7 @@ Python runs once: whatever a program reads beside its parameters, buffers and da
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-BLOCK = {"cpu": 1, "gpu": 32}  # the steps between two questions to the host whether there are more
+BLOCK = defaultdict(lambda: 32, cpu=1)  # by platform: the steps between two questions to the host whether there are more
 MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
 
 

@@ -36,7 +36,9 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-BLOCK = defaultdict(lambda: 32, cpu=1)  # by platform: the steps between two questions to the host whether there are more
+BLOCK = defaultdict(
+    lambda: 32, cpu=1
+)  # by platform: the steps between two questions to the host whether there are more
 MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
 
 

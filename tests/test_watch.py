@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.test_isolation import CATALOGUE, FAMILIES
 from unigen import routines
 from unigen.checkpoints import Checkpoints
+from unigen.networks import Baseline
 from unigen.phases import LeaveOneOut, Phase, Routine
 from unigen.training import TrainingError, fit
 
@@ -93,6 +94,8 @@ def test_objective_of_each_phase(routine: Routine, family: str, fault: float) ->
         )  # step 3, after a check
         if getattr(phase.maximize, "couples_data", False) or isinstance(phase.control_variate, LeaveOneOut):
             continue  # of one value for the batch; tied to one objective
+        if phase.control_variate is not None:
+            pair.psi["baseline"] = Baseline(x.shape[1], (5,))  # of the one signal that any objective has
         phases = list(routine)
         phases[number] = replace(phase, maximize=planted)
         with pytest.raises(TrainingError, match=rf"phase '{number + 1} .* at step 3"):

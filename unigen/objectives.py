@@ -250,7 +250,7 @@ def baseline_fit(draw: Any) -> Tensor:
 
     Of a baseline for each latent site: -sum_i (l_i - b_i(x))^2, l_i the local signal of site i.
 
-    Theory: nvil, local-signals [mnih2014].
+    Theory: nvil, local-signals-have-no-bias [mnih2014].
     """
     baseline, signal = draw.network("baseline"), elbo(draw).detach()
     predicted = baseline(draw["x"])

@@ -194,7 +194,7 @@ def nvil() -> Phases:
     The VAE's bound for discrete latents, with a learned and a running baseline that lower the score function's variance;
     where the baseline has an output for each latent site, by the local signal of each.
 
-    Theory: nvil, local-signals, baselines-have-no-bias [mnih2014].
+    Theory: nvil, local-signals-have-no-bias, baselines-have-no-bias [mnih2014].
     """
     return (
         Phase(elbo, Wake(), THETA + PHI, estimator=ScoreFunction(), control_variate=Baseline("baseline")),

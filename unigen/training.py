@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from unigen.averages import Averages
@@ -67,12 +68,18 @@ class History:
 Callback = Callable[[State, History], None]
 
 
+def _in_order(x: Tensor) -> Tensor:
+    """Return a tensor in row-major order: how products round depends on the order of memory."""
+    return x.contiguous() if x.layout is torch.strided else x  # else it is refused, by the check of the pair
+
+
 def _batches(loader: Any) -> Callable[[int], Any]:
     """Return the batch of a global index: from a loader's ``at``, one tensor again and again, or an iterable, restarted."""
     if hasattr(loader, "at"):
         return loader.at
     if isinstance(loader, Tensor | Mapping | tuple):
-        return lambda index: loader
+        batch = tree_map_only(Tensor, _in_order, loader)
+        return lambda index: batch
     if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
         raise TypeError(
             f"fit wants a Loader, a batch, or an iterable that can be restarted; got {type(loader).__name__}"

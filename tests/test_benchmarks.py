@@ -50,6 +50,7 @@ def test_the_table_is_printed_and_saved(tmp_path: Path, monkeypatch: pytest.Monk
     assert saved["rows"][0]["eager / hand"] > 0 and "torch" in saved["hardware"]
 
 
+@pytest.mark.slow
 def test_kernels_are_sorted_by_kind() -> None:
     assert shares.kind_of("aten::addmm") == shares.kind_of("aten::mkldnn_convolution")
     assert len({shares.kind_of(f"aten::{name}") for name in ("mm", "_fused_adam_", "normal_", "softplus")}) == 4

@@ -34,6 +34,7 @@ def test_every_figure_is_whole():
     assert found["B1"][1] >= 10 and found["B14"][1] == 20
 
 
+@pytest.mark.slow
 def test_every_figure_notices_the_fault_that_is_planted_in_it():
     found = figures("--quick", "--plant")
     assert list(found) == NAMES

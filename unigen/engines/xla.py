@@ -36,10 +36,9 @@ from unigen.phases import Phase, Routine
 __all__ = ["CHUNK", "advance", "advance_many"]
 
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
-BLOCK = defaultdict(
-    lambda: 32, cpu=1
-)  # by platform: the steps between two questions to the host whether there are more
-MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of the batches that one call of a compiled program holds
+# by JAX's platform: the steps between two questions to the host whether there are more, and the bytes of batches in a call
+BLOCK = defaultdict(lambda: 32, cpu=1)
+MOST_BYTES = defaultdict(lambda: 2**28, cpu=2**25)
 
 
 # -- one step: which climbs, on which batches --------------------------------------------------------------------------
@@ -237,14 +236,14 @@ def _advance(phases: tuple[Phase, ...], runs: Sequence[_Run], noise: Any, seeds:
         first = steps[0]
         if any(step.shapes != first[0].shapes for step in first):
             raise Unsupported(f"the batches of several pairs have different shapes at step {done}; {ELSEWHERE}")
-        data = [v for batch in batches[0][done] for v in batch.values() if isinstance(v, Tensor)]
-        most = MOST_BYTES["cuda" if data and data[0].is_cuda else "cpu"]
-        size = sum(v.nbytes for v in data)
+        device = _device(runs[0].pair)
+        size = sum(v.nbytes for batch in batches[0][done] for v in batch.values() if isinstance(v, Tensor))
+        most = MOST_BYTES[device.platform]
         rows = max(1, min(CHUNK, most // max(1, size * len(runs)))) if first[0].lasting else 1
         end = done + 1
         while end < min(count, done + rows) and all(a is b for a, b in zip(steps[end - done], first, strict=True)):
             end += 1
-        with precision(), jax.default_device(_device(runs[0].pair)):
+        with precision(), jax.default_device(device):
             now = [part[done:end] for part in batches]
             given = None if noise is None else noise[done:end]
             values.append(_run(runs, first, now, done, rows, given, seeds))

@@ -31,3 +31,9 @@ def _random_streams_restored():
     """Leave the global random stream of every test as it was found, so that no test depends on another's draws."""
     with torch.random.fork_rng(devices=[] if torch.get_default_device().type == "cpu" else None):
         yield
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the graphs of ``compiled`` operation by operation, without a compiler."""
+    monkeypatch.setattr("unigen.engines.compiled._compile", lambda graph, arguments: graph)

@@ -17,6 +17,7 @@ from unigen.together import Lane, fit_together
 from unigen.training import Interrupted
 
 ENGINES = ("eager", "compiled", "xla")
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_averages_are_those_of_the_weights_after_each_step(digits, engine, routi
     assert largest(pair.averages.weights, weights(pair)) > 1e-4
 
 
-@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow), "xla"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_calls_of_many_steps_average_each_of_them_and_change_no_weight(digits, engine):
     def run(**how):
         torch.manual_seed(0)

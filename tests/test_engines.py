@@ -58,12 +58,6 @@ def both(
     return float((values - expected).abs().max()), difference(pair, other)
 
 
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the graphs of ``compiled`` operation by operation, without a compiler."""
-    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: graph)
-
-
 @every_case
 def test_a_graph_takes_the_step_of_eager(routine: Routine, family: str, interpreted: None) -> None:
     pair, x = world(family)
@@ -210,7 +204,10 @@ def test_a_smaller_last_batch_is_captured_once_more(interpreted: None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "bound"),
-    [("SGD", 1e-12), ("Adam", 1e-6)],  # Adam divides by the gradient's size, and so makes rounding of the smallest ones large
+    [
+        ("SGD", 1e-12),
+        ("Adam", 1e-6),
+    ],  # Adam divides by the gradient's size, and so makes rounding of the smallest ones large
 )
 def test_learning_rates_fall_within_a_call(interpreted: None, name: Any, bound: float) -> None:
     ends = []

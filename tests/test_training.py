@@ -55,7 +55,7 @@ def test_records_are_means_over_the_steps_between_them(digits):
 
 
 @pytest.mark.parametrize("engine", ("eager", "compiled", "xla"))
-def test_callbacks_far_apart_see_every_record_and_leave_the_same_history(digits, engine):
+def test_callbacks_far_apart_see_every_record_and_leave_the_same_history(digits, engine, interpreted):
     def run(callback_every, seen):
         torch.manual_seed(1)
         pair = small()

@@ -100,12 +100,14 @@ def test_value_and_gradients_are_those_of_eager_everywhere(case: Case) -> None:
 
 
 def test_parity_notices_a_wrong_operation() -> None:
-    """Planted fault: a tanh whose derivative is off by one part in a thousand."""
+    """Planted fault: a tanh whose derivative is off by one part in a thousand. Noise under which a unit is so near zero that
+    less than 1e-6 is seen comes 1 time in 25, five times running 1 time in 10^7.
+    """
     case = next(case for case in FEW if case.world == "latent")
     right = TABLE["aten.tanh_backward"]
     try:
         operation("tanh_backward")(lambda grad, y: grad * (1 - 0.999 * y * y))
-        assert difference(case) > 1e-6
+        assert max(difference(case) for _ in range(5)) > 1e-6
     finally:
         TABLE["aten.tanh_backward"] = right
 

@@ -1,7 +1,8 @@
 """Hand-written twins in JAX: NumPyro programs under its ``SVI``, and wake-sleep algorithms, which NumPyro lacks, with optax.
 
-Each takes the batches (count, rows, D) and returns ``run(n)``: n steps in one ``lax.scan``, compiled once for each n. With
-several seeds a step is one of each, on other batches, by ``vmap``.
+Each takes the batches (count, rows, D) and returns ``run(n)``: n steps in one ``lax.scan``, compiled once for each n, which
+collects the losses as ``SVI.run`` does (discarded, XLA would not compute them). With several seeds a step is one of each, on
+other batches, by ``vmap``.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ def forward(layers: list[dict[str, Any]], x: Any, activation: Any = relu) -> Any
     return apply(layers[-1], x)
 
 
-def scan_steps(step: Callable[[Any, Any], Any], state: Any, data: Any, seeds: int = 1) -> Run:
-    """Return run(n): n steps over the batches in turn, in one compiled scan."""
+def scan_steps(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: Any, seeds: int = 1) -> Run:
+    """Return run(n): n steps over the batches in turn, in one compiled scan. A step returns the state and its losses."""
     on_device, held = jnp.asarray(data), [state]
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def many(state: Any, n: int) -> Any:
         def body(state: Any, index: Any) -> Any:
             if seeds == 1:
-                return step(state, on_device[index % len(on_device)]), None
-            return jax.vmap(step)(state, on_device[(index + jnp.arange(seeds)) % len(on_device)]), None
+                return step(state, on_device[index % len(on_device)])
+            return jax.vmap(step)(state, on_device[(index + jnp.arange(seeds)) % len(on_device)])
 
-        return jax.lax.scan(body, state, jnp.arange(n))[0]
+        return jax.lax.scan(body, state, jnp.arange(n))
 
     def run(n: int) -> None:
-        held[0] = jax.block_until_ready(many(held[0], n))
+        held[0], _ = jax.block_until_ready(many(held[0], n))
 
     return run
 
@@ -93,7 +94,7 @@ def autoencoder(
         keys = jax.random.split(jax.random.PRNGKey(2), seeds)
         begin = lambda key: svi.init(key, jnp.asarray(data[0]))  # noqa: E731
         state = begin(keys[0]) if seeds == 1 else jax.vmap(begin)(keys)
-        return scan_steps(lambda state, x: svi.update(state, x)[0], state, data, seeds)
+        return scan_steps(svi.update, state, data, seeds)
 
     return make
 
@@ -157,17 +158,19 @@ def phased(
 
     def step(carry: Any, x: Any) -> Any:
         parameters, moments, key = carry
+        values = []
         for loss, moved in losses:
             key, own = jax.random.split(key)
             rest = {name: value for name, value in parameters.items() if name not in moved}
-            slopes = jax.grad(lambda part, rest=rest, own=own, loss=loss: loss({**rest, **part}, x, own))(
-                {name: parameters[name] for name in moved}
-            )
+            value, slopes = jax.value_and_grad(
+                lambda part, rest=rest, own=own, loss=loss: loss({**rest, **part}, x, own)
+            )({name: parameters[name] for name in moved})
+            values.append(value)
             for name in moved:
                 change, later = rule.update(slopes[name], moments[name])
                 moments = {**moments, name: later}
                 parameters = {**parameters, name: optax.apply_updates(parameters[name], change)}
-        return parameters, moments, key
+        return (parameters, moments, key), jnp.stack(values)
 
     def make(data: Any) -> Run:
         moments = {name: rule.init(value) for name, value in parameters.items()}

@@ -169,7 +169,7 @@ WORKS = [
         1000,
         ("svi", "numpyro"),
     ),
-    Work("VAE 784-400-20", routines.vae, _image(latent, 400, 20), _bits, _vae, 80, ("svi", "numpyro")),
+    Work("VAE 784-400-20", routines.vae, _image(latent, 400, 20), _bits, _vae, 320, ("svi", "numpyro")),
     Work(
         "RWS, 8 particles, 784-256-20",
         routines.reweighted_wake_sleep(8),

@@ -38,7 +38,7 @@ __all__ = ["CHUNK", "advance", "advance_many"]
 CHUNK = 1000  # the steps of a call of ``advance`` by ``fit``
 # by JAX's platform: the steps between two questions to the host whether there are more, and the bytes of batches in a call
 BLOCK = defaultdict(lambda: 32, cpu=1)
-MOST_BYTES = defaultdict(lambda: 2**28, cpu=2**25)
+MOST_BYTES = defaultdict(lambda: 2**28, cpu=2**27)
 
 
 # -- one step: which climbs, on which batches --------------------------------------------------------------------------

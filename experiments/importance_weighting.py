@@ -1,6 +1,6 @@
 """VAE against IWAE on dynamically binarized MNIST: k = 1, 5 and 50 samples, one and two stochastic layers.
 
-The comparison of Burda, Grosse and Salakhutdinov (2016), with their networks and batches of 20: one layer 784-200-200-50; two
+The comparison of Burda, Grosse and Salakhutdinov (2016), with their networks: one layer 784-200-200-50; two
 layers 784-200-200-100-100-100-50, tanh. ``vae(k)`` averages k bounds of one sample each, ``iwae(k)`` is one bound of k samples;
 at k = 1 they are the same, and are run once. Published runs last 3,280 epochs; this one is sized for a processor: every cell has
 ``epochs`` of training, and the cheap ones, k <= ``long_k``, also ``long_epochs``, as studies of their own.
@@ -49,17 +49,17 @@ class Options:
     """Samples of z a datum."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each is one run of every routine from the same weights."""
-    epochs: int = 1
+    epochs: int = 8
     """Passes over the training data, of every routine."""
-    long_epochs: int = 6
+    long_epochs: int = 100
     """Passes of the longer studies; 0 for none."""
     long_k: int = 5
     """The greatest k of the longer studies."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """Adam's learning rate ..."""
     final_learning_rate: float = 1e-4
     """... and where it falls to, linearly."""
-    batch_size: int = 20
+    batch_size: int = 100
     """Data in a batch."""
     particles: int = 5000
     """K of the importance-weighted bound that is reported."""

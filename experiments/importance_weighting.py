@@ -49,9 +49,9 @@ class Options:
     """Samples of z a datum."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each is one run of every routine from the same weights."""
-    epochs: int = 8
+    epochs: int = 6
     """Passes over the training data, of every routine."""
-    long_epochs: int = 100
+    long_epochs: int = 80
     """Passes of the longer studies; 0 for none."""
     long_k: int = 5
     """The greatest k of the longer studies."""

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,19 @@ def test_metrics_from_a_step_on_and_a_torn_line_are_dropped(tmp_path):
     path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
     keep_metrics_before(path, 3)
     assert path.read_text() == '{"step": 2}\n'
+
+
+def test_a_comparison_asked_to_end_whose_run_cannot_save_ends(tmp_path, monkeypatch):
+    """The failure is written down, and no further run is started."""
+    started = []
+
+    def fails(planned, runs, progress):
+        started.append(runs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(28, "No space left on device", "step-10")
+
+    monkeypatch.setattr("unigen.compare.train", fails)
+    assert start(tmp_path / "two", "--seeds", "0", "1") == 143 and len(started) == 1
+    assert "No space left" in result_of(tmp_path / "two")["error"]
+    monkeypatch.undo()
+    assert start(tmp_path / "two", "--seeds", "0", "1") == 0 and result_of(tmp_path / "two")["status"] == "complete"

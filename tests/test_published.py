@@ -34,6 +34,7 @@ TINY = [
 
 def discrete(folder: Path, *extra: str) -> int:
     own = ["--seeds", "0", "1", "--networks", "6", "5-4", "--routines", "wake_sleep", "vimco(2)", "--batch-size", "400"]
+    own += ["--long-epochs", "0"]
     places = ["--directory", str(folder / "runs"), "--out", str(folder / "out"), "--no-progress"]
     arguments = [*TINY, *own, *places, *extra]
     return command_line("discrete_latents", discrete_latents.Options, "", discrete_latents.main, arguments)
@@ -66,7 +67,7 @@ def test_the_table_of_discrete_latents(uncut, capsys):
     assert (uncut / "out" / "discrete_latents.png").read_bytes()[:4] == b"\x89PNG"
     text = (uncut / "out" / "discrete_latents.md").read_text()
     mean = sum(run["nll"] for run in runs if run["study"] == "6" and run["routine"] == "wake_sleep") / 2
-    assert f"| 6 | `wake_sleep` | 2 | {mean:.2f} ±" in text and "from `wake_sleep`" in text
+    assert f"| 6, 1 epoch | `wake_sleep` | 2 | {mean:.2f} ±" in text and "from `wake_sleep`" in text
     before = (uncut / "runs" / "6" / "vimco-2" / "seed-0" / "weights.safetensors").stat().st_mtime_ns
     assert discrete(uncut) == 0 and runs_of(uncut, "discrete_latents") == runs  # nothing is done again
     assert (uncut / "runs" / "6" / "vimco-2" / "seed-0" / "weights.safetensors").stat().st_mtime_ns == before
@@ -115,7 +116,9 @@ def test_a_script_that_was_stopped_goes_on(uncut, tmp_path, monkeypatch, capsys)
     half = runs_of(tmp_path, "discrete_latents")
     assert {run["seed"] for run in half} == {0} and len(half) == 4  # complete for the first seed
     assert discrete(tmp_path, "--no-train") == 0 and len(calls) == 3
-    assert runs_of(tmp_path, "discrete_latents") == half and "| 6 | `wake_sleep` | 1 |" in capsys.readouterr().out
+    assert (
+        runs_of(tmp_path, "discrete_latents") == half and "| 6, 1 epoch | `wake_sleep` | 1 |" in capsys.readouterr().out
+    )
     assert discrete(tmp_path) == 0
     assert runs_of(tmp_path, "discrete_latents") == runs_of(uncut, "discrete_latents")
 
@@ -126,6 +129,15 @@ def test_another_examination_is_made_anew(uncut, tmp_path):
     again = runs_of(tmp_path, "discrete_latents")
     assert all(other["nll"] != run["nll"] for other, run in zip(again, first, strict=True))
     assert sum(run["nll"] for run in again) < sum(run["nll"] for run in first)  # 50 particles against 3
+
+
+def test_some_routines_on_some_networks_train_longer(tmp_path):
+    cells = ["--seeds", "0", "--networks", "6", "--routines", "wake_sleep"]
+    long = ["--long-epochs", "2", "--long-networks", "5-4", "--long-routines", "nvil"]
+    assert discrete(tmp_path, *cells, *long) == 0
+    found = {(run["study"], run["routine"], run["steps"]) for run in runs_of(tmp_path, "discrete_latents")}
+    assert found == {("6", "wake_sleep", 4), ("5-4-long", "nvil", 8)}
+    assert "| 5-4, 2 epochs | `nvil` |" in (tmp_path / "out" / "discrete_latents.md").read_text()
 
 
 def test_the_table_of_importance_weighting(tmp_path):

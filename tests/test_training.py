@@ -142,6 +142,29 @@ def test_the_learning_rate_falls_linearly(digits):
     assert rates == pytest.approx([1e-2 - 9.9e-3 * k / 10 for k in range(10)])
 
 
+def test_phi_has_a_rate_of_its_own_that_falls_in_proportion(digits):
+    pair = small()
+    settings = Optimizer("SGD", 1e-2, phi=0.25)
+    optimizers = optimizers_for(routines.vae, pair, settings)
+    assert str(settings) == "SGD(lr=0.01, of phi 0.0025)"
+    rates = []
+    fit(
+        Loader(digits, 64),
+        routines.vae,
+        pair,
+        optimizers,
+        steps=10,
+        schedule=Falling(1e-4, settings.lr),
+        record_every=1,
+        callbacks=[
+            lambda state, history: rates.append([state.optimizers[g].param_groups[0]["lr"] for g in ("theta", "phi")])
+        ],
+        progress=False,
+    )
+    falling = [1e-2 - 9.9e-3 * k / 10 for k in range(10)]
+    assert rates == [pytest.approx([rate, rate / 4]) for rate in falling]
+
+
 def test_em_in_closed_form_needs_no_optimizer(digits):
     pair = mixture(4, digits.train, likelihood="normal")
     state, history = fit(digits.train, routines.em, pair, steps=3, record_every=1, progress=False)

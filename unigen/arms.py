@@ -58,7 +58,7 @@ def train(planned: Plan, runs: list[Ready], progress: bool) -> list[Any]:
     shared: dict[str, Any] = {
         "steps": steps[0],
         "seconds": settings.seconds,
-        "schedule": Falling(settings.final_learning_rate) if settings.final_learning_rate else None,
+        "schedule": Falling(last, planned.optimizer(arm).lr) if (last := settings.final_learning_rate) else None,
         "record_every": record_every,
         "callback_every": callback_every,
     }

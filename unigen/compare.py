@@ -30,6 +30,7 @@ from unigen.pair import Pair
 from unigen.pairs.rbm import BoltzmannMachine
 from unigen.planning import Arm, Plan, build_pair
 from unigen.runs import finite, save_grid, save_samples, save_weights
+from unigen.signals import Ended, asked_to_end
 from unigen.streams import isolated
 
 __all__ = ["compare"]
@@ -105,15 +106,18 @@ def _run(
         with _recorded(results, arm, seed, folder):
             ready.append(Ready(arm, seed, folder, *_prepared(planned, described, arm, seed, folder)))
     trained: list[Any] = []
-    try:
-        trained = train(planned, ready, progress)
-    except (OSError, MemoryError, *OWN) as error:
-        trained = [error] * len(ready)
+    with asked_to_end() as asked:
+        try:
+            trained = train(planned, ready, progress)
+        except (OSError, MemoryError, *OWN) as error:
+            trained = [error] * len(ready)
     for run, outcome in zip(ready, trained, strict=True):
         with _recorded(results, run.arm, run.seed, run.folder):
             if isinstance(outcome, Exception):
                 raise outcome
             results[run.folder] = _finish(planned, run, outcome, classifier)
+    if asked():  # a run that was asked to end, and failed to save a checkpoint
+        raise Ended(asked.code)
     return results
 
 

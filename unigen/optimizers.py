@@ -16,12 +16,18 @@ __all__ = ["Falling", "optimizers_for"]
 
 @dataclass(frozen=True)
 class Falling:
-    """A learning rate that falls linearly from lr to ``last`` over the budget: lr + (last - lr) progress."""
+    """A learning rate that falls linearly from lr to ``last`` over the budget: lr + (last - lr) progress.
+
+    ``first``: the rate that falls to ``last``; any other, that of phi say, falls to the same fraction of its own. Without
+    it every rate falls to ``last``.
+    """
 
     last: float
+    first: float | None = None
 
     def __call__(self, lr: float, progress: float) -> float:
-        return lr + (self.last - lr) * min(max(progress, 0.0), 1.0)
+        last = self.last if self.first is None or lr == self.first else self.last * (lr / self.first)
+        return lr + (last - lr) * min(max(progress, 0.0), 1.0)
 
 
 def optimizers_for(
@@ -36,11 +42,11 @@ def optimizers_for(
         if not parameters or not any(group in phase.move for phase in phases):
             continue
         if settings.name == "Adam":
-            made[group] = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
+            made[group] = torch.optim.Adam(parameters, lr=settings.rate(group), betas=settings.betas, fused=True)
         elif settings.name == "RMSprop":
-            made[group] = torch.optim.RMSprop(parameters, lr=settings.lr, capturable=parameters[0].is_cuda)
+            made[group] = torch.optim.RMSprop(parameters, lr=settings.rate(group), capturable=parameters[0].is_cuda)
         elif settings.name == "SGD":
-            made[group] = torch.optim.SGD(parameters, lr=settings.lr, fused=True)
+            made[group] = torch.optim.SGD(parameters, lr=settings.rate(group), fused=True)
         else:
             raise ValueError(f"no optimizer {settings.name!r}; {nearest(settings.name, ('Adam', 'RMSprop', 'SGD'))}")
     return made

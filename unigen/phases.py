@@ -242,14 +242,23 @@ class Phase:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer by name, with the settings that the routine's source publishes or that are customary for it."""
+    """An optimizer by name, with the settings that the routine's source publishes or that are customary for it.
+
+    ``phi``: the learning rate of phi as a multiple of ``lr``, that of theta and psi.
+    """
 
     name: str = "Adam"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    phi: float = 1.0
+
+    def rate(self, group: str) -> float:
+        """Return the learning rate of a parameter group."""
+        return self.lr * self.phi if group == "phi" else self.lr
 
     def __str__(self) -> str:
-        return f"{self.name}(lr={self.lr:g}" + (f", betas={self.betas})" if self.name == "Adam" else ")")
+        phi = f", of phi {self.rate('phi'):g}" if self.phi != 1 else ""
+        return f"{self.name}(lr={self.lr:g}{phi}" + (f", betas={self.betas})" if self.name == "Adam" else ")")
 
 
 @dataclass(frozen=True)

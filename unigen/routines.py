@@ -98,6 +98,7 @@ EXACT = ("flow", "mixture")
 GAN_ADAM = Optimizer("Adam", 2e-4, (0.5, 0.999))
 WGAN_ADAM = Optimizer("Adam", 1e-4, (0.0, 0.9))
 RBM_ADAM = Optimizer("Adam", 3e-3)
+SCORED = Optimizer("Adam", 1e-3, phi=0.3)  # the score function's gradient of phi is the noisier one
 
 ESTIMATORS = {
     "pathwise": Pathwise(),
@@ -187,7 +188,7 @@ def iwae(k: int = 5, estimator: Any = None) -> Phases:
     return (Phase(iwae_bound, Wake(k), THETA + PHI, estimator=_estimator(estimator)),)
 
 
-@declare("Mnih & Gregor 2014", "https://arxiv.org/abs/1402.0030", DISCRETE)
+@declare("Mnih & Gregor 2014", "https://arxiv.org/abs/1402.0030", DISCRETE, SCORED)
 def nvil() -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by (L - b_ψ(x)) ∇ log q_φ
 
@@ -202,7 +203,7 @@ def nvil() -> Phases:
     )
 
 
-@declare("Williams 1992; Ranganath, Gerrish & Blei 2014", "https://doi.org/10.1007/BF00992696", DISCRETE)
+@declare("Williams 1992; Ranganath, Gerrish & Blei 2014", "https://doi.org/10.1007/BF00992696", DISCRETE, SCORED)
 def reinforce() -> Phases:
     """max_{θ,φ} E_data E_q[log p_θ(x, z) - log q_φ(z|x)], ∇_φ by L ∇ log q_φ
 

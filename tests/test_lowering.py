@@ -20,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from unigen.engines.lowering import FromKey, Given, lower, precision, run, to_jax
 from unigen.engines.operations import TABLE, find
-from unigen.engines.surroundings import Draws
+from unigen.engines.surroundings import Draws, plainly
 from unigen.engines.tape import capture
 from unigen.pair import Unsupported
 
@@ -723,6 +726,31 @@ def test_recurrent_networks(kind: str) -> None:
 
     shape = (4, 2) if "Cell" in kind else (3, 4, 2)
     agree(function, tensor(9, shape), *[p.detach() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTM, two layers", "GRU, two layers", "LSTMCell", "GRUCell"])
+def test_what_a_gpu_does_at_once_is_written_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that only say that they are on a GPU: the same numbers."""
+    torch.manual_seed(0)
+    name, *more = kind.split(", ")
+    net = getattr(torch.nn, name)(2, 3, **({"num_layers": 2, "bidirectional": True} if more else {})).double()
+    x = tensor(9, (4, 2) if "Cell" in kind else (3, 4, 2))
+    expected = net(x)
+    with plainly(), monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        written = net(x)
+    for ours, theirs in zip(tree_leaves(written), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell"])
+def test_no_operation_of_a_whole_cell_is_captured_for_a_gpu(kind: str) -> None:
+    with FakeTensorMode():
+        cell, x = getattr(torch.nn, kind)(2, 3, device="cuda"), torch.empty((4, 2), device="cuda")
+        with plainly():
+            graph = make_fx(lambda x: cell(x), tracing_mode="real")(x)
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    assert "aten.sigmoid.default" in called and not any("_cell" in name for name in called)
 
 
 def test_attention() -> None:

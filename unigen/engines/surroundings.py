@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp.decompositions import gru_impl, lstm_impl
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,6 +81,10 @@ class _WithoutReading(TorchFunctionMode):
                 return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
         if func is torch.nn.functional.dropout and isinstance(args[0], Tensor) and args[0].is_cuda:
             return _dropout(*args, **(kwargs or {}))  # on a GPU one operation, which keeps a mask
+        if func in RECURRENT and args[0].is_cuda and isinstance(args[3], bool):  # not of packed sequences
+            return RECURRENT[func](*args, **(kwargs or {}))  # on a GPU one operation a cell
+        if func in CELLS and args[0].is_cuda:
+            return CELLS[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -86,6 +92,26 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     kept = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p) if 0 < p < 1 else torch.full_like(x, 1 - p)
     dropped = x * kept if training else x
     return x.copy_(dropped) if inplace else dropped
+
+
+def _lstm_cell(
+    x: Tensor, state: tuple[Tensor, Tensor], w: Tensor, u: Tensor, b: Tensor | None = None, c: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (linear(x, w, b) + linear(state[0], u, c)).chunk(4, -1)
+    cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def _gru_cell(
+    x: Tensor, state: Tensor, w: Tensor, u: Tensor, b: Tensor | None = None, c: Tensor | None = None
+) -> Tensor:
+    (r, z, n), (hr, hz, hn) = linear(x, w, b).chunk(3, -1), linear(state, u, c).chunk(3, -1)
+    new = (n + (r + hr).sigmoid() * hn).tanh()
+    return new + (z + hz).sigmoid() * (state - new)
+
+
+RECURRENT: dict[Any, Any] = {torch.lstm: lstm_impl, torch.gru: gru_impl}
+CELLS: dict[Any, Any] = {torch.lstm_cell: _lstm_cell, torch.gru_cell: _gru_cell}
 
 
 def _is_number(index: Any) -> bool:

@@ -59,7 +59,7 @@ class Options:
     """Passes of the longer studies; 0 for none."""
     long_networks: tuple[str, ...] = ("200-200",)
     """The networks of the longer studies."""
-    long_routines: tuple[str, ...] = ("wake_sleep", "nvil", "reweighted_wake_sleep(5)")
+    long_routines: tuple[str, ...] = ("wake_sleep", "nvil")
     """The routines of the longer studies."""
     learning_rate: float = 3e-3
     """Adam's learning rate ..."""

@@ -11,7 +11,7 @@ Python runs once: whatever a program reads beside its parameters, buffers and da
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -56,27 +56,13 @@ class _Step(NamedTuple):
     lasting: bool
 
 
-class _Once:
-    """A function of a batch that is asked once for each batch object: a batch often comes again within a call."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-        self.known: dict[int, Any] = {}
-
-    def __call__(self, batch: Any) -> Any:
-        if (key := id(batch)) not in self.known:
-            self.known[key] = self.function(batch)
-        return self.known[key]
-
-
 def _steps(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[_Step]:
     """Return what a step on each of the batches is, from the pair's chains as they are."""
     mode = tuple(module.training for module in pair.modules()), torch.get_default_dtype()
-    shapes_by_batch = _Once(shapes_of)
     found: list[_Step] = []
     before: Any = None
     for mine in batches:
-        shapes = tuple(map(shapes_by_batch, mine))
+        shapes = tuple(map(shapes_of, mine))
         found.append(found[-1] if shapes == before else _step(phases, pair, mine, shapes, mode))
         before = shapes
     return found
@@ -239,8 +225,7 @@ def advance_many(
 
 
 def _advance(phases: tuple[Phase, ...], runs: Sequence[_Run], noise: Any, seeds: bool = False) -> Tensor:
-    binds = [_Once(run.pair.bind) for run in runs]
-    batches = [[list(map(bind, step)) for step in run.batches] for run, bind in zip(runs, binds, strict=True)]
+    batches = [[[run.pair.bind(batch) for batch in step] for step in run.batches] for run in runs]
     for run in runs:
         _refuse(phases, run)
     count, done, values = len(batches[0]), 0, []

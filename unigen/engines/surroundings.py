@@ -59,7 +59,9 @@ def _without_libraries() -> Iterator[None]:
 
 
 class _WithoutReading(TorchFunctionMode):
-    """Write ``x[i]`` for a tensor i of one number, and ``one_hot``, without the read of a value that torch makes there."""
+    """Write ``x[i]`` for a tensor i of one number, and ``one_hot``, without the read of a value that torch makes there, and
+    write out what a GPU does at once.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__getitem__ and isinstance(args[0], Tensor):
@@ -79,12 +81,8 @@ class _WithoutReading(TorchFunctionMode):
             classes = args[1] if len(args) > 1 else (kwargs or {})["num_classes"]
             if classes > 0:
                 return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
-        if func is torch.nn.functional.dropout and isinstance(args[0], Tensor) and args[0].is_cuda:
-            return _dropout(*args, **(kwargs or {}))  # on a GPU one operation, which keeps a mask
-        if func in RECURRENT and args[0].is_cuda and isinstance(args[3], bool):  # not of packed sequences
-            return RECURRENT[func](*args, **(kwargs or {}))  # on a GPU one operation a cell
-        if func in CELLS and args[0].is_cuda:
-            return CELLS[func](*args, **(kwargs or {}))
+        if func in AT_ONCE_ON_A_GPU and isinstance(args[0], Tensor) and args[0].is_cuda and not _is_packed(args):
+            return AT_ONCE_ON_A_GPU[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -110,8 +108,19 @@ def _gru_cell(
     return new + (z + hz).sigmoid() * (state - new)
 
 
-RECURRENT: dict[Any, Any] = {torch.lstm: lstm_impl, torch.gru: gru_impl}
-CELLS: dict[Any, Any] = {torch.lstm_cell: _lstm_cell, torch.gru_cell: _gru_cell}
+# what is one operation on a GPU (a dropout with its mask, a recurrent cell), written out
+AT_ONCE_ON_A_GPU: dict[Any, Any] = {
+    torch.nn.functional.dropout: _dropout,
+    torch.lstm: lstm_impl,
+    torch.gru: gru_impl,
+    torch.lstm_cell: _lstm_cell,
+    torch.gru_cell: _gru_cell,
+}
+
+
+def _is_packed(args: Any) -> bool:
+    """Say whether a recurrent layer is called with a packed sequence: its weights, a list, then come fourth."""
+    return len(args) > 3 and isinstance(args[3], list | tuple)
 
 
 def _is_number(index: Any) -> bool:

@@ -95,25 +95,26 @@ def studies_of(options: Options) -> list[Study]:
         raise UsageError("--routines and --networks want at least one; got nothing")
     if options.long_epochs < 0:
         raise UsageError(f"--long-epochs is at least 0; got {options.long_epochs}")
-    studies = []
-    budgets = [(options.epochs, options.networks, options.routines, "")]
+    cells = [(name, options.epochs, options.routines, "") for name in dict.fromkeys(options.networks)]
     if options.long_epochs and options.long_routines:
-        budgets.append((options.long_epochs, options.long_networks, options.long_routines, "-long"))
-    for epochs, networks, routines, suffix in budgets:
-        for name in dict.fromkeys(networks):
-            widths = name.split("-")
-            if not all(width.isascii() and width.isdigit() and int(width) for width in widths):
-                raise UsageError(f"--networks wants widths joined by dashes, as 200-200; got {name!r:.80}")
-            settings = Settings(
-                data=options.data, data_root=options.data_root, pair="sigmoid_belief", layers=tuple(map(int, widths)),
-                binarization=None if options.data == "binarized_mnist" else "static",
-                routines=routines, seeds=options.seeds, epochs=epochs, batch_size=options.batch_size,
-                learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
-                particles=50, test_size=250, evaluations=5, engine=options.engine,
-            )  # fmt: skip
-            published = PUBLISHED.get(name, {}) if options.data == "binarized_mnist" else {}
-            title = f"{name}, {epochs} epoch{'s' * (epochs > 1)}"
-            studies.append(Study(name + suffix, title, settings, published))
+        long = dict.fromkeys(options.long_networks)
+        cells += [(name, options.long_epochs, options.long_routines, "-long") for name in long]
+    studies = []
+    for name, epochs, routines, suffix in cells:
+        widths = name.split("-")
+        if not all(width.isascii() and width.isdigit() and int(width) for width in widths):
+            option = "--long-networks" if suffix else "--networks"
+            raise UsageError(f"{option} wants widths joined by dashes, as 200-200; got {name!r:.80}")
+        settings = Settings(
+            data=options.data, data_root=options.data_root, pair="sigmoid_belief", layers=tuple(map(int, widths)),
+            binarization=None if options.data == "binarized_mnist" else "static",
+            routines=routines, seeds=options.seeds, epochs=epochs, batch_size=options.batch_size,
+            learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
+            particles=50, test_size=250, evaluations=5, engine=options.engine,
+        )  # fmt: skip
+        published = PUBLISHED.get(name, {}) if options.data == "binarized_mnist" else {}
+        title = f"{name}, {epochs} epoch{'s' * (epochs > 1)}"
+        studies.append(Study(name + suffix, title, settings, published))
     return studies
 
 

@@ -124,45 +124,38 @@ def test_an_iterable_of_batches_is_restarted_and_an_empty_one_refused():
         fit([], routines.vae, small(), steps=1, progress=False)
 
 
-def test_the_learning_rate_falls_linearly(digits):
-    pair = small()
-    optimizers = optimizers_for(routines.vae, pair, Optimizer("SGD", 1e-2))
-    rates = []
+def rates_of(digits, settings: Optimizer, schedule: Falling) -> list[dict[str, float]]:
+    """Return the learning rate of each group at each of ten steps."""
+    pair, rates = small(), []
     fit(
         Loader(digits, 64),
         routines.vae,
         pair,
-        optimizers,
+        optimizers_for(routines.vae, pair, settings),
         steps=10,
-        schedule=Falling(1e-4),
-        record_every=1,
-        callbacks=[lambda state, history: rates.append(state.optimizers["phi"].param_groups[0]["lr"])],
-        progress=False,
-    )
-    assert rates == pytest.approx([1e-2 - 9.9e-3 * k / 10 for k in range(10)])
-
-
-def test_phi_has_a_rate_of_its_own_that_falls_in_proportion(digits):
-    pair = small()
-    settings = Optimizer("SGD", 1e-2, phi=0.25)
-    optimizers = optimizers_for(routines.vae, pair, settings)
-    assert str(settings) == "SGD(lr=0.01, of phi 0.0025)"
-    rates = []
-    fit(
-        Loader(digits, 64),
-        routines.vae,
-        pair,
-        optimizers,
-        steps=10,
-        schedule=Falling(1e-4, settings.lr),
+        schedule=schedule,
         record_every=1,
         callbacks=[
-            lambda state, history: rates.append([state.optimizers[g].param_groups[0]["lr"] for g in ("theta", "phi")])
+            lambda state, history: rates.append({g: o.param_groups[0]["lr"] for g, o in state.optimizers.items()})
         ],
         progress=False,
     )
-    falling = [1e-2 - 9.9e-3 * k / 10 for k in range(10)]
-    assert rates == [pytest.approx([rate, rate / 4]) for rate in falling]
+    return rates
+
+
+FALLING = [1e-2 - 9.9e-3 * k / 10 for k in range(10)]
+
+
+def test_the_learning_rate_falls_linearly(digits):
+    rates = rates_of(digits, Optimizer("SGD", 1e-2), Falling(1e-4))
+    assert [rate["phi"] for rate in rates] == pytest.approx(FALLING)
+
+
+def test_phi_has_a_rate_of_its_own_that_falls_in_proportion(digits):
+    settings = Optimizer("SGD", 1e-2, phi=0.25)
+    assert str(settings) == "SGD(lr=0.01, of phi 0.0025)"
+    rates = rates_of(digits, settings, Falling(1e-4, settings.lr))
+    assert rates == [pytest.approx({"theta": rate, "phi": rate / 4}) for rate in FALLING]
 
 
 def test_em_in_closed_form_needs_no_optimizer(digits):

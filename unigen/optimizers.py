@@ -26,7 +26,7 @@ class Falling:
     first: float | None = None
 
     def __call__(self, lr: float, progress: float) -> float:
-        last = self.last if self.first is None or lr == self.first else self.last * (lr / self.first)
+        last = self.last if self.first is None else self.last * (lr / self.first)
         return lr + (last - lr) * min(max(progress, 0.0), 1.0)
 
 

@@ -6,6 +6,7 @@ of a kernel, the Metropolis ratio by hand. No test here is statistical.
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -363,8 +364,8 @@ def test_langevin_accepts_by_the_metropolis_ratio(plated, monkeypatch):
         noise = (end - start - 0.5 * size**2 * slope) / size
         monkeypatch.setattr("torch.randn_like", lambda *_, noise=noise, **__: noise)
         for factor, accepted in ((-1e-6, True), (1e-6, False)):
-            threshold = (ratio + factor).exp()
-            monkeypatch.setattr("torch.rand_like", lambda *_, threshold=threshold, **__: threshold)
+            uniform = SimpleNamespace(log=(ratio + factor).clone)  # by its logarithm: exp may be zero, once in 40 runs
+            monkeypatch.setattr("torch.rand_like", lambda *_, uniform=uniform, **__: uniform)
             moved = Langevin(size)(Programs(pair), {"x": start})["x"]
             torch.testing.assert_close(moved, end if accepted else start, rtol=0, atol=1e-12)
         answers.append(ratio)

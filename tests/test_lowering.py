@@ -509,6 +509,7 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "take_along_dim": (lambda x, i: x.take_along_dim(i, 1) * 2, (3, 4), (3, 5)),
     "scatter": (lambda x, i: (x * 2).scatter(1, i, x[:, :1] * 3), (2, 4), (2, 1)),
     "scatter a number": (lambda x, i: (x * 2).scatter(1, i, 3.0), (2, 4), (2, 3)),
+    "scatter a number into bits": (lambda x, i: x * (x > 0).scatter(1, i, 1), (2, 4), (2, 3)),
     "scatter_add": (lambda x, i: (x * 2).scatter_add(1, i, x[:, :3]), (2, 4), (2, 3)),
     "scatter_reduce": (lambda x, i: (x * 2).scatter_reduce(1, i, x.detach(), "sum"), (2, 4), (2, 3)),
     "scatter_reduce, max": (
@@ -520,6 +521,7 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "index_add": (lambda x, i: (x * 2).index_add(0, i, x[:3], alpha=2), (4, 2), (3,)),
     "index_copy": (lambda x, i: (x * 2).index_copy(0, i, x[:1]), (4, 2), (1,)),
     "index_fill": (lambda x, i: (x * 2).index_fill(1, i, 3.0), (2, 4), (2,)),
+    "index_fill of bits": (lambda x, i: x * (x > 0).index_fill(1, i, 1), (2, 4), (2,)),
     "embedding": (lambda x, i: F.embedding(i, x) * 2, (4, 3), (2, 5)),
     "embedding, padded": (lambda x, i: F.embedding(i, x, padding_idx=1) * 2, (4, 3), (2, 5)),
     "take": (lambda x, i: x.take(i) * 2, (2, 2), (3, 2)),

@@ -62,7 +62,7 @@ def _index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
 
 @operation("index_fill")
 def _index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(value, mode="drop")
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(jnp.asarray(value, x.dtype), mode="drop")
 
 
 def _along(index: Any, dim: int) -> tuple[Any, ...]:
@@ -82,8 +82,9 @@ def _gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
 
 @operation("scatter.src", "scatter.value")
 def _scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
+    source = jnp.asarray(source, x.dtype)
     if x.ndim == 0:
-        return jnp.broadcast_to(jnp.asarray(source, x.dtype).reshape(-1)[0], ())
+        return source.reshape(-1)[0]
     return x.at[_along(index, dim)].set(_cut(source, index), mode="drop")
 
 
@@ -107,7 +108,6 @@ def _scatter_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, i
 
 
 def _cut(source: Any, index: Any) -> Any:
-    source = jnp.asarray(source)
     return source if source.ndim == 0 else source[tuple(slice(size) for size in index.shape)]
 
 

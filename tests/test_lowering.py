@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from unigen.engines.lowering import FromKey, Given, lower, precision, run, to_jax
 from unigen.engines.operations import TABLE, find
+from unigen.engines.recorder import capture
 from unigen.engines.surroundings import Draws, plainly
-from unigen.engines.tape import capture
 from unigen.pair import Unsupported
 
 SEEDS = st.integers(0, 2**31)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from unigen.engines import eager
 from unigen.engines.lowering import check_lowers
-from unigen.engines.tape import Tape, capture
+from unigen.engines.recorder import capture
+from unigen.engines.tape import Tape
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase
 

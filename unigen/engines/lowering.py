@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map
 
 from unigen.engines.operations import find
 from unigen.engines.operations.table import jax_dtype
-from unigen.engines.tape import ELSEWHERE, Node, Ref, Shape, Tape, capture
+from unigen.engines.recorder import capture
+from unigen.engines.tape import ELSEWHERE, Node, Ref, Shape, Tape
 from unigen.pair import Unsupported
 
 __all__ = ["FromKey", "Given", "Result", "check_lowers", "lower", "precision", "run", "to_jax"]

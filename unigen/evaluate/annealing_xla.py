@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from unigen.engines.lowering import FromKey, check_lowers, precision, run
-from unigen.engines.tape import Tape, capture
+from unigen.engines.recorder import capture
+from unigen.engines.tape import Tape
 from unigen.pair import Unsupported
 
 __all__ = ["Move", "record", "sweep"]

@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy
 import torch
 from torch import Tensor
 
+from unigen.engines.arrays import constants_of, halves, noise_of, pooled, seen
 from unigen.engines.capture import Climb, buffers, capture_phase
 from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.loop import AVERAGE, Plan, Update, compiled
@@ -119,49 +119,6 @@ def _plan(step: _Step, parts: list[Part], given: bool, seeds: bool, decay: float
         decay,
         block,
     )
-
-
-# -- tensors in and out ------------------------------------------------------------------------------------------------
-
-
-def _seen(tensors: Sequence[Tensor], seeds: bool) -> Any:
-    """Return a tensor as an array over the same memory where JAX can, or the tensors of several seeds stacked."""
-    return _array(torch.stack([t.detach() for t in tensors]) if seeds else tensors[0].detach())
-
-
-def _array(tensor: Tensor) -> Any:
-    """Return a tensor as an array that the compiled loop reads; none is changed or kept by it."""
-    large = tensor.is_cuda or tensor.nbytes > 2**16  # to hand small ones over as they are costs less than to share them
-    return jnp.from_dlpack(tensor.contiguous()) if large else tensor.numpy()
-
-
-def _pools(batches: Sequence[Any], step: _Step, plan: Plan, rows: int, seeds: bool) -> tuple[list[Any], Any]:
-    """Return the batches of each pool, stacked, and which of them each climb of each step takes, (rows, climbs)."""
-    pools: list[Any] = []
-    slots = numpy.zeros((rows, len(plan.climbs)), numpy.int32)
-    for pool in range(max(plan.pools) + 1):
-        mine = [number for number, other in enumerate(plan.pools) if other == pool]
-        places = [(index, number) for index in range(len(batches[0])) for number in mine]
-        orders = []
-        for run in batches:  # a batch that comes again is held once
-            known: dict[tuple[int, ...], int] = {}
-            keys = [tuple(map(id, run[index][step.places[number]].values())) for index, number in places]
-            orders.append([known.setdefault(key, len(known)) for key in keys])
-        order = orders[0] if all(other == orders[0] for other in orders) else list(range(len(places)))
-        first: dict[int, tuple[int, int]] = {}  # the first place of each slot, in the order of the slots
-        for place, slot in zip(places, order, strict=True):
-            slots[place] = slot
-            first.setdefault(slot, place)
-        size = rows * len(mine)  # also of one batch: another size would be another program
-        pools.append({})
-        for name, value in batches[0][0][step.places[mine[0]]].items():
-            if isinstance(value, Tensor):
-                stack = value.new_empty((len(batches), size, *value.shape))
-                for run, part in zip(batches, stack, strict=True):
-                    held = [run[index][step.places[number]][name] for index, number in first.values()]
-                    torch.stack(held, out=part[: len(held)])
-                pools[-1][f"data.{name}"] = _array(stack if seeds else stack[0])
-    return pools, slots
 
 
 # -- the engine --------------------------------------------------------------------------------------------------------
@@ -280,21 +237,21 @@ def _run(
     parts = [parts_of(run.pair, run.optimizers, step.climbs) for run, step in zip(runs, steps, strict=True)]
     plan, loop, checked = _loop(runs, steps, parts, noise is not None, seeds)
     held = [_held(run.pair) for run in runs]
-    state = {name: _seen([tensors[name] for tensors in held], seeds) for name in held[0]}
+    state = {name: seen([tensors[name] for tensors in held], seeds) for name in held[0]}
     remembered_by = [memories(run.pair, part) for run, part in zip(runs, parts, strict=True)]
     memory = {
-        name: tuple(_seen(list(same), seeds) for same in zip(*(m[name] for m in remembered_by), strict=True))
+        name: tuple(seen(list(same), seeds) for same in zip(*(m[name] for m in remembered_by), strict=True))
         for name in remembered_by[0]
     }
-    pools, slots = _pools(batches, steps[0], plan, rows, seeds)
-    keys = numpy.stack([_halves(run.keys[start : start + count], rows) for run in runs])
+    pools, slots = pooled(batches, steps[0].places, plan.pools, rows, seeds)
+    keys = numpy.stack([halves(run.keys[start : start + count], rows) for run in runs])
     ahead = [None if run.rates is None else run.rates[start : start + count] for run in runs]
     numbers_of = numpy.stack([factors(part, rates, count, rows) for part, rates in zip(parts, ahead, strict=True)])
     constants = [
-        [_constants([step.climbs[number] for step in steps], which, seeds) for which in (False, True)]
+        [constants_of([step.climbs[number] for step in steps], which, seeds) for which in (False, True)]
         for number in range(len(plan.climbs))
     ]
-    given = [[] for _ in plan.climbs] if noise is None else _noise(steps[0], noise, rows)
+    given = [[] for _ in plan.climbs] if noise is None else noise_of(steps[0].climbs, noise, rows)
     numbers = (keys, numbers_of) if seeds else (keys[0], numbers_of[0])
     arguments = (numpy.int32(count), state, memory, constants, pools, slots, *numbers, given)
     ended, remembered, values, finite = loop(*arguments)
@@ -349,35 +306,3 @@ def _held(pair: Pair) -> dict[str, Tensor]:
     averages = {} if pair.averages is None else pair.averages.weights
     held = named(pair) | buffers(pair) | {f"chain.{key}": chain for key, chain in pair.chains.items()}
     return held | {f"{AVERAGE}{name}": average for name, average in averages.items()}
-
-
-def _halves(keys: Tensor, rows: int) -> Any:
-    """Return 64-bit keys as two words each, (rows, 2)."""
-    words = numpy.zeros((rows, 2), numpy.uint32)
-    wide = keys.numpy().astype(numpy.uint64)
-    words[: len(wide), 0], words[: len(wide), 1] = wide >> numpy.uint64(32), wide & numpy.uint64(2**32 - 1)
-    return words
-
-
-def _constants(climbs: Sequence[Climb], projections: bool, seeds: bool) -> dict[int, Any]:
-    """Return the constants of a climb's tape (or of its projection's), those of several seeds stacked."""
-    tapes = [climb.projection if projections else climb.tape for climb in climbs]
-    return {
-        number: _seen([tape.constants[number] for tape in tapes if tape is not None], seeds)
-        for number in (tapes[0].constants if tapes[0] is not None else ())
-    }
-
-
-def _noise(step: _Step, noise: Sequence[Sequence[Tensor]], rows: int) -> list[list[Any]]:
-    """Return given noise by climb and draw, stacked over steps, (rows, ...)."""
-    found, place = [], 0
-    wanted = sum(climb.draws for climb in step.climbs)
-    if any(len(draws) != wanted for draws in noise):
-        counts = sorted({len(draws) for draws in noise})
-        raise ValueError(f"a step draws {wanted} times; the noise has {counts} entries a step")
-    for climb in step.climbs:
-        draws = range(place, place + climb.draws)
-        place += climb.draws
-        stacked = [torch.stack([noise[index][draw] for index in range(len(noise))]) for draw in draws]
-        found.append([_seen([torch.cat([s, s[:1].expand(rows - len(s), *s.shape[1:])])], False) for s in stacked])
-    return found

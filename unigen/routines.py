@@ -214,7 +214,7 @@ def reinforce() -> Phases:
     return (Phase(elbo, Wake(), THETA + PHI, estimator=ScoreFunction()),)
 
 
-@declare("Mnih & Rezende 2016", "https://arxiv.org/abs/1602.06725", DISCRETE)
+@declare("Mnih & Rezende 2016", "https://arxiv.org/abs/1602.06725", DISCRETE, SCORED)
 def vimco(k: int = 5) -> Phases:
     """max_{θ,φ} E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x)
 

@@ -2,8 +2,7 @@
 
 The table of Yin and Zhou (2019, ARM) for one and two layers of 200 bits, with the figures of Mnih and Gregor (2014),
 Bornschein and Bengio (2015) and Mnih and Rezende (2016); those that were not read in print are marked unverified. Published
-runs last 1,200 epochs and more, on batches of 20 to 50 at a rate of 1e-4; this one is sized for a processor: every cell has
-``epochs`` of training, and some, ``long_routines`` on ``long_networks``, also ``long_epochs``, as studies of their own.
+runs last 1,200 epochs and more, on batches of 20 to 50 at a rate of 1e-4; this one is sized for a processor.
 
 Run: python experiments/discrete_latents.py   (killed, it goes on by the same command)
 """
@@ -53,14 +52,8 @@ class Options:
     """The routines to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each is one run of every routine from the same weights."""
-    epochs: int = 12
-    """Passes over the training data, of every routine."""
-    long_epochs: int = 40
-    """Passes of the longer studies; 0 for none."""
-    long_networks: tuple[str, ...] = ("200-200",)
-    """The networks of the longer studies."""
-    long_routines: tuple[str, ...] = ("wake_sleep", "nvil")
-    """The routines of the longer studies."""
+    epochs: int = 80
+    """Passes over the training data."""
     learning_rate: float = 3e-3
     """Adam's learning rate ..."""
     final_learning_rate: float = 1e-4
@@ -71,7 +64,7 @@ class Options:
     """K of the importance-weighted bound that is reported."""
     test_size: int = 2000
     """How many of the test data it is of; 0 for all."""
-    engine: str = "compiled"
+    engine: str = "xla"
     """eager, compiled or xla."""
     data: str = "binarized_mnist"
     """binarized_mnist; on digits or mnist (binarized once) no figure is in print."""
@@ -90,31 +83,24 @@ class Options:
 
 
 def studies_of(options: Options) -> list[Study]:
-    """Return one comparison for each network, and one for each with the longer budget."""
+    """Return one comparison for each network."""
     if not options.routines or not options.networks:
         raise UsageError("--routines and --networks want at least one; got nothing")
-    if options.long_epochs < 0:
-        raise UsageError(f"--long-epochs is at least 0; got {options.long_epochs}")
-    cells = [(name, options.epochs, options.routines, "") for name in dict.fromkeys(options.networks)]
-    if options.long_epochs and options.long_routines:
-        long = dict.fromkeys(options.long_networks)
-        cells += [(name, options.long_epochs, options.long_routines, "-long") for name in long]
     studies = []
-    for name, epochs, routines, suffix in cells:
+    for name in dict.fromkeys(options.networks):
         widths = name.split("-")
         if not all(width.isascii() and width.isdigit() and int(width) for width in widths):
-            option = "--long-networks" if suffix else "--networks"
-            raise UsageError(f"{option} wants widths joined by dashes, as 200-200; got {name!r:.80}")
+            raise UsageError(f"--networks wants widths joined by dashes, as 200-200; got {name!r:.80}")
         settings = Settings(
             data=options.data, data_root=options.data_root, pair="sigmoid_belief", layers=tuple(map(int, widths)),
             binarization=None if options.data == "binarized_mnist" else "static",
-            routines=routines, seeds=options.seeds, epochs=epochs, batch_size=options.batch_size,
+            routines=options.routines, seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
             learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
             particles=50, test_size=250, evaluations=5, engine=options.engine,
         )  # fmt: skip
         published = PUBLISHED.get(name, {}) if options.data == "binarized_mnist" else {}
-        title = f"{name}, {epochs} epoch{'s' * (epochs > 1)}"
-        studies.append(Study(name + suffix, title, settings, published))
+        title = f"{name}, {options.epochs} epoch{'s' * (options.epochs > 1)}"
+        studies.append(Study(name, title, settings, published))
     return studies
 
 
@@ -130,7 +116,7 @@ def claims_of(studies: list[Study]) -> list[Claim]:
             Claim((study.name, better), (study.name, worse)) for better, worse in zip(ranked, ranked[1:], strict=False)
         ]
     for routine in studies[0].settings.routines if studies else ():
-        known = [study for study in studies if routine in study.published and not study.name.endswith("-long")]
+        known = [study for study in studies if routine in study.published]
         claims += [
             Claim((deep.name, routine), (flat.name, routine)) for flat, deep in zip(known, known[1:], strict=False)
         ]

@@ -57,8 +57,10 @@ class Options:
     """The greatest k of the longer studies."""
     learning_rate: float = 1e-3
     """Adam's learning rate ..."""
+    long_learning_rate: float = 2e-3
+    """... that of the longer studies ..."""
     final_learning_rate: float = 1e-4
-    """... and where it falls to, linearly."""
+    """... and where both fall to, linearly."""
     batch_size: int = 100
     """Data in a batch."""
     particles: int = 5000
@@ -97,11 +99,14 @@ def studies_of(options: Options) -> list[Study]:
     for name, given, least in (("--long-epochs", options.long_epochs, 0), ("--k", min(options.k, default=0), 1)):
         if given < least:
             raise UsageError(f"{name} is at least {least}; got {given}")
+    if not 0 < options.long_learning_rate <= 10:
+        raise UsageError(f"--long-learning-rate must lie between 0 and 10; got {options.long_learning_rate}")
     studies = []
-    budgets = [(options.epochs, options.k, "")]
+    budgets = [(options.epochs, options.learning_rate, options.k, "")]
     if options.long_epochs:
-        budgets.append((options.long_epochs, tuple(k for k in options.k if k <= options.long_k), "-long"))
-    for epochs, samples, suffix in budgets:
+        long_k = tuple(k for k in options.k if k <= options.long_k)
+        budgets.append((options.long_epochs, options.long_learning_rate, long_k, "-long"))
+    for epochs, rate, samples, suffix in budgets:
         for layers in options.layers:
             if layers not in LAYERS:
                 raise UsageError(f"--layers wants 1 or 2 stochastic layers; got {layers}")
@@ -111,7 +116,7 @@ def studies_of(options: Options) -> list[Study]:
                 data=options.data, data_root=options.data_root, binarization="dynamic",
                 pair=LAYERS[layers], hidden=(200, 200), latent=50, layers=(100, 50),
                 routines=routines_of(samples), seeds=options.seeds, epochs=epochs, batch_size=options.batch_size,
-                learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
+                learning_rate=rate, final_learning_rate=options.final_learning_rate,
                 particles=50, test_size=250, evaluations=5, engine=options.engine,
             )  # fmt: skip
             title = f"{layers} layer{'s' * (layers > 1)}, {epochs} epoch{'s' * (epochs > 1)}"

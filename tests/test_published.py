@@ -34,7 +34,6 @@ TINY = [
 
 def discrete(folder: Path, *extra: str) -> int:
     own = ["--seeds", "0", "1", "--networks", "6", "5-4", "--routines", "wake_sleep", "vimco(2)", "--batch-size", "400"]
-    own += ["--long-epochs", "0"]
     places = ["--directory", str(folder / "runs"), "--out", str(folder / "out"), "--no-progress"]
     arguments = [*TINY, *own, *places, *extra]
     return command_line("discrete_latents", discrete_latents.Options, "", discrete_latents.main, arguments)
@@ -131,15 +130,6 @@ def test_another_examination_is_made_anew(uncut, tmp_path):
     assert sum(run["nll"] for run in again) < sum(run["nll"] for run in first)  # 50 particles against 3
 
 
-def test_some_routines_on_some_networks_train_longer(tmp_path):
-    cells = ["--seeds", "0", "--networks", "6", "--routines", "wake_sleep"]
-    long = ["--long-epochs", "2", "--long-networks", "5-4", "--long-routines", "nvil"]
-    assert discrete(tmp_path, *cells, *long) == 0
-    found = {(run["study"], run["routine"], run["steps"]) for run in runs_of(tmp_path, "discrete_latents")}
-    assert found == {("6", "wake_sleep", 4), ("5-4-long", "nvil", 8)}
-    assert "| 5-4, 2 epochs | `nvil` |" in (tmp_path / "out" / "discrete_latents.md").read_text()
-
-
 def test_the_table_of_importance_weighting(tmp_path):
     assert weighting(tmp_path) == 0
     runs = runs_of(tmp_path, "importance_weighting")
@@ -168,6 +158,7 @@ def test_the_table_of_importance_weighting(tmp_path):
         (weighting, ["--layers", "3"], "--layers wants 1 or 2 stochastic layers; got 3"),
         (weighting, ["--k", "0", "5"], "--k is at least 1; got 0"),
         (weighting, ["--long-epochs", "-1"], "--long-epochs is at least 0; got -1"),
+        (weighting, ["--long-learning-rate", "nan"], "--long-learning-rate must lie between 0 and 10; got nan"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_sentence(script, extra, said, tmp_path, capsys):

@@ -30,7 +30,7 @@ __all__ = ["command_line", "publish"]
 PLACES = ("directory", "out", "data_root")
 SILENT = ("train", "progress", "recorded")  # options that no figure depends on, like the places
 # options that choose runs, and change none
-CELLS = ("seeds", "networks", "routines", "long_networks", "long_routines", "layers", "k", "long_k")
+CELLS = ("seeds", "networks", "routines", "layers", "k", "long_k")
 
 
 def publish(

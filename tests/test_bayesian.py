@@ -216,9 +216,9 @@ def test_eight_schools(routine):
     not asserted: vae gives 0.2 to 0.3 sd too little, and iwae(5) between 0.1 and 0.9 sd too much, since it fits a
     proposal that covers the posterior, not the posterior. Weighting the guide's particles removes the bias, so there the
     probability of lying below the reference median is 1/2 within eight of its standard errors, at most
-    sqrt(1/ESS + 1/10000) / 2 each: a bounded statistic, since tau itself has too heavy a tail for one. Normal errors
-    would exceed it once in 1e13 runs; the weights' tails are heavier than that, and the bound widens where they lower
-    the ESS.
+    sqrt(1/ESS + 1/10000) / 2 each: a bounded statistic, since tau itself has too heavy a tail for one. So have the
+    weights: of 480 sets of vae's particles 13 had an ESS below 100, one particle holding most of the weight. Both numbers
+    are therefore medians over nine sets, which fail where five of the nine do: about once in 5e5 runs.
     """
     data, reference = schools()
     pair = fitted(routine, data)
@@ -228,16 +228,16 @@ def test_eight_schools(routine):
         draws = reference[parameter]
         assert bool(((means[parameter] - draws.mean(0)).abs() <= 0.25 * draws.std(0)).all())
 
-    sample = drawn(pair, Tilted(Wake(20000), log_weight), data)
-    weights = sample.weights
-    effective = 1 / weights.square().sum().item()
-    mu, tau = sample["mu"].reshape(-1), sample["tau"].reshape(-1)
-    values = {"theta": mu[:, None] + tau[:, None] * sample["eta"], "mu": mu, "tau": tau}
-    weighted = {name: torch.tensordot(weights, value, 1) for name, value in values.items()}
-    report(f"{routine.name}, weighted, ESS {effective:.0f}", weighted, reference)
-    assert effective > 100  # of 20000, else the bound would say nothing
-    bound = 8 * 0.5 * math.sqrt(1 / effective + 1 / 10000)
-    for parameter, draws in reference.items():
-        below = torch.tensordot(weights, (values[parameter] <= draws.median(0).values).double(), 1)
-        print(f"{routine.name}, weighted: {parameter} below the reference median {below.numpy().round(3)}")
-        assert bool(((below - 0.5).abs() <= bound).all())
+    effective, below = [], []
+    for _ in range(9):
+        sample = drawn(pair, Tilted(Wake(20000), log_weight), data)
+        mu, tau = sample["mu"].reshape(-1), sample["tau"].reshape(-1)
+        values = {"theta": mu[:, None] + tau[:, None] * sample["eta"], "mu": mu, "tau": tau}
+        beneath = [(values[name] <= draws.median(0).values).double() for name, draws in reference.items()]
+        below.append(torch.cat([torch.tensordot(sample.weights, share, 1).reshape(-1) for share in beneath]))
+        effective.append(1 / sample.weights.square().sum())
+    size, half = torch.stack(effective).median().item(), torch.stack(below).median(0).values
+    print(f"{routine.name}, weighted, ESS {size:.0f}: below the reference median {half.numpy().round(3)}")
+    assert size > 100  # of 20000, else the bound would say nothing
+    bound = 8 * 0.5 * math.sqrt(1 / size + 1 / 10000)
+    assert bool(((half - 0.5).abs() <= bound).all())

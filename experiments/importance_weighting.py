@@ -16,7 +16,7 @@ from pathlib import Path
 
 from published import Claim, Examination, Published, Study, command_line, publish
 
-from unigen.settings import Settings, UsageError
+from unigen.settings import BOUNDS, Settings, UsageError
 
 NAME = "importance_weighting"
 HERE = Path(__file__).resolve().parent
@@ -99,8 +99,9 @@ def studies_of(options: Options) -> list[Study]:
     for name, given, least in (("--long-epochs", options.long_epochs, 0), ("--k", min(options.k, default=0), 1)):
         if given < least:
             raise UsageError(f"{name} is at least {least}; got {given}")
-    if not 0 < options.long_learning_rate <= 10:
-        raise UsageError(f"--long-learning-rate must lie between 0 and 10; got {options.long_learning_rate}")
+    low, high = BOUNDS["learning_rate"]
+    if not low < options.long_learning_rate <= high:
+        raise UsageError(f"--long-learning-rate must lie between {low} and {high}; got {options.long_learning_rate}")
     studies = []
     budgets = [(options.epochs, options.learning_rate, options.k, "")]
     if options.long_epochs:

@@ -52,8 +52,8 @@ class Memory:
     ``static``: the values that no input changes. ``outside``: the tensors that the run found and did not make.
     """
 
-    def __init__(self, inputs: Mapping[str, Tensor], fixed: Sequence[str], places: Places) -> None:
-        self.places = places
+    def __init__(self, inputs: Mapping[str, Tensor], fixed: Sequence[str]) -> None:
+        self.places = Places()
         self.shapes: list[Shape] = []
         self.nodes: list[Node] = []
         self.constants: dict[int, Tensor] = {}

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
-from unigen.engines.places import Places
 from unigen.engines.surroundings import plainly
 from unigen.engines.tape import ELSEWHERE, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
@@ -41,7 +40,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
-        self.memory, self.places = memory, memory.places
+        self.memory = memory
         self.draws: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,10 +71,10 @@ class _Recorder(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not static and (len(made) == 0 or torch.Tag.data_dependent_output in func.tags or _grows(name, args)):
             raise Unsupported(
-                f"{name} makes the program depend on the values of its data, in {self.places.here()}; "
+                f"{name} makes the program depend on the values of its data, in {memory.places.here()}; "
                 f"write it with torch.where, or {ELSEWHERE}"
             )
-        self.places.keep()
+        memory.places.keep()
         views = {}
         for tensor in made:
             source = next((t for t in tree_leaves((args, named)) if shares(t, tensor)), None)
@@ -102,7 +101,7 @@ class _Recorder(TorchDispatchMode):
             self.draws.append((*fresh, *written)[0].detach().clone())
         functional, keywords = functional_name(name), {k: v for k, v in keywords.items() if k not in _OUT}
         made_of = frozen(arguments), frozen(tuple(keywords.items()))
-        node = Node(functional, *made_of, (*results, *replaced), draw, self.places.here())
+        node = Node(functional, *made_of, (*results, *replaced), draw, memory.places.here())
         memory.nodes.append(node)
         if static:
             memory.static.update(node.results)
@@ -163,7 +162,7 @@ def capture(
 
     Raises ``Unsupported`` where the run depends on values that may differ in later runs.
     """
-    memory = Memory(inputs, fixed, Places())
+    memory = Memory(inputs, fixed)
     recorder = _Recorder(memory)
     with ExitStack() as stack:
         stack.enter_context(plainly())

@@ -69,7 +69,7 @@ def run(routine: Routine, settings: Settings, steps: int, seed: int, middle: flo
         label = f"{routine.name}, seed {seed}" if sys.stderr.isatty() else False
         fit(loader, routine, pair, optimizers, steps=steps, schedule=Falling(1e-5), progress=label)
     made = sample(pair, 50_000, data.test, seed=seed).x
-    return float((made[:, 0] > middle).float().mean()), log_likelihood(pair, data.test).value or math.nan
+    return float((made[:, 0] > middle).float().mean()), log_likelihood(pair, data.test).value
 
 
 def main(settings: Settings) -> dict[str, float]:

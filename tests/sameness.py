@@ -185,9 +185,9 @@ def watched(name: str, root: Path) -> Tally:
     root.mkdir(parents=True)
 
     def evaluate(state: State, history: History) -> None:
-        log_likelihood(state.pair, x, 3, seed=1)
         sample(state.pair, 5, x, seed=3)
         if state.pair.likelihood != "none":
+            log_likelihood(state.pair, x, 3, seed=1)
             reconstruct(state.pair, x[:4], seed=4)
 
     def draw(state: State, history: History) -> None:

@@ -148,10 +148,10 @@ class _Log:
 
     def _quality(self, pair: Pair) -> dict[str, Any]:
         """Return the log-likelihood of validation data where the pair has one, and the distance of as many samples from them."""
-        found = log_likelihood(pair, self.validation, min(self.planned.settings.particles, 50), seed=1)
         line: dict[str, Any] = {}
-        if found.value is not None:
-            line = {"log_likelihood": finite(found.value), "kind": found.kind}
+        if pair.likelihood != "none":
+            found = log_likelihood(pair, self.validation, min(self.planned.settings.particles, 50), seed=1)
+            line = {"log_likelihood": finite(found.value), "kind": pair.likelihood}
         if isinstance(pair.model, BoltzmannMachine):
             return line  # its samples are the end of a long chain
         data, made = self.validation.cpu(), sample(pair, len(self.validation), self.validation, seed=1).x.cpu()

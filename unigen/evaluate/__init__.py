@@ -9,7 +9,6 @@ from unigen.evaluate.examination import Examination, Protocol, evaluate
 from unigen.evaluate.features import Features, LeNet, features_of, lenet, principal_components
 from unigen.evaluate.figure import Figure, Refusal, Refused
 from unigen.evaluate.likelihood import (
-    LogLikelihood,
     importance_weighted_curve,
     importance_weighted_sandwich,
     log_importance_weights,
@@ -57,7 +56,6 @@ __all__ = [
     "Features",
     "Figure",
     "LeNet",
-    "LogLikelihood",
     "MixtureMetrics",
     "NearestRows",
     "Protocol",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs, enumerate_sites
 from unigen.evaluate.annealing import simulate
+from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
 from unigen.evaluate.latents import device_of, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
@@ -31,7 +31,6 @@ from unigen.phases import Enumerate, Wake
 from unigen.streams import isolated
 
 __all__ = [
-    "LogLikelihood",
     "bound_figure",
     "bound_of",
     "enumerated_log_likelihood",
@@ -44,48 +43,25 @@ __all__ = [
 MOST_VALUES_AT_ONCE = 2**25  # numbers of data space evaluated in one piece: bounds memory
 
 
-@dataclass(frozen=True)
-class LogLikelihood:
-    """Mean log p(x) in nats a datum, with its standard error over the data.
+def log_likelihood(pair: Pair, x: Any, particles: int = 500, seed: int = 0) -> Figure:
+    """Return the mean of log p(x) as well as the pair allows, with log p(x) of every datum: exact, or a lower bound.
 
-    ``kind``: ``"exact"``, ``"bound"`` (a lower bound in expectation) or ``"none"``. ``how`` says it in words.
-    ``particles``: K of the importance-weighted bound. ``per_datum``: (N,).
-    """
-
-    value: float | None
-    standard_error: float | None
-    kind: str
-    how: str
-    n: int
-    particles: int | None = None
-    per_datum: Tensor | None = None
-
-
-@torch.no_grad()
-def log_likelihood(pair: Pair, x: Tensor, particles: int = 500, seed: int = 0) -> LogLikelihood:
-    """Estimate the mean of log p(x) over rows x (N, D), as well as the pair allows.
-
-    Exact by change of variables, by enumeration or by an enumerable partition function where ``pair.likelihood`` is
-    ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the guide (Burda et al. 2016) where
-    it is ``"bound"``; no number where it is ``"none"``. Random streams outside are untouched.
+    x: the data, as ``pair.bind`` takes them. Exact by change of variables, by enumeration or by an enumerable partition
+    function where ``pair.likelihood`` is ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the
+    guide (Burda et al. 2016) where it is ``"bound"``; ``Refused`` where it is ``"none"``. Random streams are left as they are.
     """
     if pair.likelihood == "none":
-        why = "unnormalized: none" if isinstance(pair.model, BoltzmannMachine) else "implicit: none"
-        return LogLikelihood(None, None, "none", why, len(x))
-    with isolated(seed, x.device), evaluating(pair):
-        if isinstance(pair.model, BoltzmannMachine):
-            distribution = pair.model.distribution
-            values = distribution.log_prob(x) - distribution.log_partition()
-        elif pair.likelihood == "exact":
-            pieces = x.split(max(1, MOST_VALUES_AT_ONCE // (64 * x[0].numel())))
-            values = torch.cat([log_evidence(draw(Enumerate(), Programs(pair), pair.bind(piece))) for piece in pieces])
-        else:
-            values = _importance_weighted(pair, x, particles)
-    kind = pair.likelihood
-    how = "exact" if kind == "exact" else f"importance-weighted bound, K = {particles}"
-    error = float(values.std() / math.sqrt(len(x))) if len(x) > 1 else None
-    k = particles if kind == "bound" else None
-    return LogLikelihood(float(values.mean()), error, kind, f"{how}, {len(x)} test data", len(x), k, values)
+        raise Refused(
+            "the partition function of this RBM is not enumerable; log_partition anneals it"
+            if isinstance(pair.model, BoltzmannMachine)
+            else "an implicit model has no likelihood; gaussian_observation_log_likelihood adds noise, under that name"
+        )
+    if isinstance(pair.model, BoltzmannMachine):
+        return boltzmann_log_likelihood(pair, x, log_partition(pair))
+    if pair.likelihood == "exact":
+        return enumerated_log_likelihood(pair, x)
+    per_datum = log_importance_weights(pair, x, particles, seed, lambda weights: bound_of(weights, particles))
+    return bound_figure(per_datum, particles, particles)
 
 
 @torch.no_grad()
@@ -198,20 +174,3 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
         raise Refused(str(error)) from None
     how = f"the sum over {count} values of the latents" if values else "the density itself"
     return mean_figure("log p(x)", torch.cat([piece.reshape(-1) for piece in pieces]), "exact", how=how)
-
-
-def _importance_weighted(pair: Pair, x: Tensor, particles: int) -> Tensor:
-    """Return log (1/K) sum_k w_k for each row, (N,), in pieces that fit memory."""
-    at_once = min(particles, 50)
-    rows = max(1, min(len(x), MOST_VALUES_AT_ONCE // (at_once * x[0].numel()), 1000))
-    values = []
-    for piece in x.split(rows):
-        total = torch.full((len(piece),), -math.inf, device=x.device, dtype=x.dtype)
-        done = 0
-        while done < particles:
-            now = min(at_once, particles - done)
-            sample = draw(Wake(now), Programs(pair), pair.bind(piece))
-            total = torch.logaddexp(total, torch.logsumexp(log_weight(sample), 0))
-            done += now
-        values.append(total - math.log(particles))
-    return torch.cat(values)

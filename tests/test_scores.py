@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binom, mannwhitneyu
 
 from unigen.divergences import gaussian_kernel, median_bandwidth, mmd_squared, wasserstein_2_normals
-from unigen.evaluate.coverage import labelled_coverage, mixture_coverage, share_figure
+from unigen.evaluate.coverage import share_figure
 from unigen.evaluate.neighbours import (
     expected_coverage,
     memorization,
@@ -21,7 +21,6 @@ from unigen.evaluate.neighbours import (
     save_neighbours,
 )
 from unigen.evaluate.sample_figures import SampleFigure, jackknife, matched
-from unigen.evaluate.samples import mixture_metrics
 from unigen.evaluate.scores import (
     exact_wasserstein,
     frechet_inception_distance,
@@ -477,49 +476,3 @@ def test_the_picture_of_neighbours(tmp_path):
     cells = [[picture[0, 30 * r + 2 : 30 * r + 30, 30 * c + 2 : 30 * c + 30] for c in range(5)] for r in range(4)]
     for cell, row in ((cells[0][0], fake[0]), (cells[2][0], fake[11]), (cells[3][0], train[7])):
         assert (cell.flatten() - row).abs().max() < 1 / 255
-
-
-# ---- modes and classes ----
-
-RING = torch.tensor([[math.cos(a), math.sin(a)] for a in torch.arange(8) * math.pi / 4], dtype=torch.float64)
-
-
-def test_mixture_coverage_is_mixture_metrics_with_errors():
-    rows = RING[torch.arange(400) % 6] + 0.02 * normal(1, 400, 2)
-    found, plain = mixture_coverage(rows, RING, 0.02), mixture_metrics(rows, RING, 0.02)
-    assert found["modes"].value == plain.modes_captured == 6 and found["modes"].units == "of 8"
-    assert found["high_quality"].value == plain.high_quality
-    assert found["reverse_kl"].value == plain.reverse_kullback_leibler
-    assert found["reverse_kl"].value == pytest.approx(math.log(8 / 6), abs=0.01)
-    assert "too large by about 0.0088" in found["reverse_kl"].how
-    nowhere = mixture_coverage(rows + 10, RING, 0.02)["reverse_kl"]
-    assert nowhere.value == math.inf and nowhere.standard_error is None and nowhere.as_json()["value"] is None
-
-
-def test_the_interval_of_a_share_covers_it():
-    # The exact coverage of Wilson's interval, summed over binomial probabilities; its least near 0 or 1 is about 0.93.
-    n = 60
-    for p in (0.05, 0.3, 0.5, 0.9, 0.99):
-        inside = 0.0
-        for count in range(n + 1):
-            low, high = share_figure("share", count, n, "").interval
-            inside += binom.pmf(count, n, p) * (low <= p <= high)
-        assert inside > 0.9
-
-
-class FirstColumn:
-    def predict(self, x):
-        return x[:, 0].long()
-
-
-def test_labelled_coverage_by_hand():
-    rows = torch.tensor([0] * 50 + [1] * 25 + [2] * 25)[:, None].double()
-    found = labelled_coverage(rows, FirstColumn(), 4)
-    assert (found["classes"].value, found["classes"].units, found["classes"].n_real) == (3.0, "of 4", 0)
-    assert found["class_kl"].value == pytest.approx(0.5 * math.log(2), abs=1e-12)
-    labels = torch.tensor([0] * 25 + [1] * 25 + [2] * 50)
-    against = labelled_coverage(rows, FirstColumn(), 4, labels)["class_kl"]
-    assert against.value == pytest.approx(0.25 * math.log(2), abs=1e-12) and against.n_real == 100
-    assert against.standard_error > 0
-    with pytest.raises(ValueError, match="99 labels of data and 100 samples"):
-        labelled_coverage(rows, FirstColumn(), 4, labels[1:])

@@ -21,7 +21,7 @@ from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset
 from unigen.durable import write_json, write_whole
 from unigen.evaluate import Examination, Figure, Protocol, evaluate, features_of, reconstruct, train_classifier
-from unigen.evaluate.samples import Predictor
+from unigen.evaluate.classifier import Predictor
 from unigen.failures import OWN, failure, hint
 from unigen.intervals import quantile
 from unigen.lock import locked

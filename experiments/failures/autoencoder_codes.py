@@ -25,7 +25,7 @@ from unigen import Pair, Phase, Wake, fit, routines
 from unigen.data import Loader, load
 from unigen.engines.eager import draw as draw_from
 from unigen.engines.programs import Programs
-from unigen.evaluate import SampleDistance, log_likelihood, sample_distance
+from unigen.evaluate import SampleFigure, log_likelihood, maximum_mean_discrepancy
 from unigen.networks import networks
 from unigen.objectives import BetaElbo
 from unigen.optimizers import optimizers_for
@@ -63,9 +63,9 @@ def decode(pair: Any, z: Tensor) -> Tensor:
     return pair.model.likelihood.mean(pair.model.generator(z))
 
 
-def distance(made: Tensor, held_out: Tensor) -> SampleDistance:
+def distance(made: Tensor, held_out: Tensor) -> SampleFigure:
     """Return MMD^2 of what was made to held-out digits."""
-    return sample_distance(made, held_out, "gaussian", blocks=5)
+    return maximum_mean_discrepancy(held_out, made, permutations=None)
 
 
 def one_run(job: tuple[str, int, Settings]) -> dict[str, Any]:

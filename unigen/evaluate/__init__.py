@@ -3,7 +3,8 @@
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.calibration import Calibration, simulation_based_calibration
-from unigen.evaluate.coverage import labelled_coverage, mixture_coverage
+from unigen.evaluate.classifier import Classifier, train_classifier
+from unigen.evaluate.coverage import MixtureMetrics, labelled_coverage, mixture_coverage, mixture_metrics
 from unigen.evaluate.dreams import Samples, reconstruct, sample
 from unigen.evaluate.examination import Examination, Protocol, evaluate
 from unigen.evaluate.features import Features, LeNet, features_of, lenet, principal_components
@@ -15,8 +16,10 @@ from unigen.evaluate.likelihood import (
     log_likelihood,
 )
 from unigen.evaluate.neighbours import (
+    NearestRows,
     expected_coverage,
     memorization,
+    nearest_rows,
     precision_recall_density_coverage,
     save_neighbours,
 )
@@ -26,18 +29,6 @@ from unigen.evaluate.posterior import active_units, against_reference, guide_dra
 from unigen.evaluate.rank_plot import save_ranks
 from unigen.evaluate.sample_figures import SampleFigure, jackknife
 from unigen.evaluate.sample_metrics import sample_metrics
-from unigen.evaluate.samples import (
-    Classifier,
-    Coverage,
-    MixtureMetrics,
-    NearestRows,
-    SampleDistance,
-    class_coverage,
-    mixture_metrics,
-    nearest_rows,
-    sample_distance,
-    train_classifier,
-)
 from unigen.evaluate.scores import (
     exact_wasserstein,
     frechet_inception_distance,
@@ -51,7 +42,6 @@ __all__ = [
     "Annealing",
     "Calibration",
     "Classifier",
-    "Coverage",
     "Examination",
     "Features",
     "Figure",
@@ -61,7 +51,6 @@ __all__ = [
     "Protocol",
     "Refusal",
     "Refused",
-    "SampleDistance",
     "SampleFigure",
     "Samples",
     "active_units",
@@ -69,7 +58,6 @@ __all__ = [
     "annealed_log_likelihood",
     "bidirectional_monte_carlo",
     "boltzmann_log_likelihood",
-    "class_coverage",
     "evaluate",
     "exact_wasserstein",
     "expected_coverage",
@@ -100,7 +88,6 @@ __all__ = [
     "principal_components",
     "reconstruct",
     "sample",
-    "sample_distance",
     "sample_metrics",
     "save_neighbours",
     "save_ranks",

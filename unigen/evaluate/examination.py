@@ -19,6 +19,7 @@ from unigen.data import Dataset, spread
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.calibration import Calibration, simulation_based_calibration
+from unigen.evaluate.classifier import Predictor
 from unigen.evaluate.dreams import Samples, sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
 from unigen.evaluate.likelihood import (
@@ -33,7 +34,6 @@ from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
 from unigen.evaluate.posterior import active_units, posterior_gap
 from unigen.evaluate.sample_metrics import sample_metrics
-from unigen.evaluate.samples import Predictor
 from unigen.pair import Pair
 from unigen.pairs.likelihoods import Likelihood
 from unigen.pairs.rbm import BoltzmannMachine

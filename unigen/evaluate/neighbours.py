@@ -11,14 +11,29 @@ For one law on both sides E density = 1 and E coverage = 1 - prod_{j=1..k} (n - 
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unigen.evaluate.sample_figures import GROUPS, SampleFigure, jackknife, matched, sample_figure, share_interval
-from unigen.evaluate.samples import nearest_rows
+from unigen.evaluate.sample_figures import (
+    GROUPS,
+    SampleFigure,
+    check_rows,
+    jackknife,
+    matched,
+    sample_figure,
+    share_interval,
+)
 
-__all__ = ["expected_coverage", "memorization", "precision_recall_density_coverage", "save_neighbours"]
+__all__ = [
+    "NearestRows",
+    "expected_coverage",
+    "memorization",
+    "nearest_rows",
+    "precision_recall_density_coverage",
+    "save_neighbours",
+]
 
 AT_ONCE = 1000  # rows of a table of distances at a time
 
@@ -100,6 +115,35 @@ def _shares(real: Tensor, fake: Tensor, neighbours: int) -> Tensor:
         recalled.append((distances <= around_fake).any(1))
     recall, coverage = torch.cat(recalled).double().mean(), torch.cat(covered).double().mean()
     return torch.stack([(counts > 0).double().mean(), recall, counts.double().mean() / neighbours, coverage])
+
+
+class NearestRows(NamedTuple):
+    """Hold, for every sample, the distance to its nearest training row, (N,), and that row's index, (N,)."""
+
+    distances: Tensor
+    indices: Tensor
+
+
+@torch.no_grad()
+def nearest_rows(samples: Tensor, train: Tensor, chunk: int = 256) -> NearestRows:
+    """Find each sample's nearest training row in Euclidean distance; a memorized row has distance exactly 0.
+
+    samples: shape (N, D). train: shape (M, D). chunk: how many samples at a time, which bounds memory at chunk * M.
+    """
+    check_rows(samples, train, "training rows")
+    # About the mean of the rows the expanded square loses fewer digits.
+    center = train.double().mean(0)
+    samples, train = samples.double() - center, train.double() - center
+    half_norms = (train**2).sum(1) / 2
+    indices = torch.cat([(half_norms - part @ train.T).argmin(1) for part in samples.split(chunk)])
+    # The expanded square finds the row; the difference itself measures it, so that a copy is at distance zero.
+    distances = torch.cat(
+        [
+            (part - train[rows]).norm(dim=1)
+            for part, rows in zip(samples.split(chunk), indices.split(chunk), strict=True)
+        ]
+    )
+    return NearestRows(distances, indices)
 
 
 def memorization(

@@ -19,6 +19,7 @@ from unigen.evaluate.figure import Figure
 __all__ = [
     "GROUPS",
     "SampleFigure",
+    "check_rows",
     "groups_of",
     "interval",
     "jackknife",
@@ -78,6 +79,15 @@ def matched(real: Tensor, fake: Tensor, subsample: int | None = None, least: int
         thinned = longer[torch.randperm(len(longer), generator=generator)[:n].to(longer.device)]
         real, fake = (thinned, fake) if len(real) > n else (real, thinned)
     return real.detach().double(), fake.detach().double()
+
+
+def check_rows(samples: Tensor, others: Tensor, what: str) -> None:
+    """Raise ValueError unless both are rows of one width, and neither is empty."""
+    if samples.ndim != 2 or others.ndim != 2 or samples.shape[1] != others.shape[1] or 0 in (len(samples), len(others)):
+        raise ValueError(
+            f"Expected samples (N, D) and {what} (M, D) with one D and at least one row each, "
+            f"but got {tuple(samples.shape)} and {tuple(others.shape)}."
+        )
 
 
 def jackknife(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from unigen.data import Dataset
+from unigen.evaluate.classifier import Predictor
 from unigen.evaluate.coverage import labelled_coverage, mixture_coverage
 from unigen.evaluate.features import Features, features_of
 from unigen.evaluate.neighbours import memorization, precision_recall_density_coverage
 from unigen.evaluate.sample_figures import GROUPS, SampleFigure
-from unigen.evaluate.samples import Predictor
 from unigen.evaluate.scores import (
     exact_wasserstein,
     frechet_inception_distance,

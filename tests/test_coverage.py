@@ -1,20 +1,14 @@
-"""The sample evaluator against constructed samples, hand counts, double loops and known laws."""
+"""The classifier, what samples cover of classes and modes, and nearest rows: by hand, by double loops and known laws."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
+from scipy.stats import binom
 from sklearn.datasets import load_digits
 
-from unigen.divergences import energy_kernel, gaussian_kernel, median_bandwidth, mmd_squared, polynomial_kernel
-from unigen.evaluate import (
-    class_coverage,
-    mixture_metrics,
-    nearest_rows,
-    sample_distance,
-    train_classifier,
-)
+from unigen.evaluate import labelled_coverage, mixture_coverage, mixture_metrics, nearest_rows, train_classifier
+from unigen.evaluate.coverage import share_figure
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -26,68 +20,6 @@ def global_stream_is_untouched():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state())
-
-
-# ---- sample_distance ----
-
-
-@pytest.mark.parametrize("kernel", ["gaussian", "cubic", energy_kernel])
-def test_sample_distance_is_the_mean_over_disjoint_blocks(kernel):
-    x, y = normal(0, 23, 3), normal(1, 23, 3) + 0.4
-    got = sample_distance(x, y, kernel, blocks=5, seed=7)
-    median = median_bandwidth(y)
-    function = {"gaussian": gaussian_kernel((median / 2, median, 2 * median)), "cubic": polynomial_kernel(3)}.get(
-        kernel, energy_kernel
-    )
-    stream = torch.Generator().manual_seed(7)
-    orders = [torch.randperm(23, generator=stream) for _ in range(2)]
-    values, start = [], 0
-    for size in (5, 5, 5, 4, 4):
-        rows = slice(start, start + size)
-        values.append(mmd_squared(x[orders[0][rows]], y[orders[1][rows]], function).item())
-        start += size
-    mean = sum(values) / 5
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
-    assert got.value == pytest.approx(mean, abs=1e-12)
-    assert got.standard_error == pytest.approx(spread / math.sqrt(5), abs=1e-12)
-    assert (got.n, got.kernel) == (23, kernel if isinstance(kernel, str) else "energy_kernel")
-    assert got == sample_distance(x, y, kernel, blocks=5, seed=7) != sample_distance(x, y, kernel, blocks=5, seed=8)
-
-
-def test_sample_distance_sees_features_only_through_the_function():
-    x, y = normal(2, 40, 3), normal(3, 40, 3)
-    through = sample_distance(x, y, "cubic", features=lambda rows: rows[:, :1] ** 2)
-    assert through == sample_distance(x[:, :1] ** 2, y[:, :1] ** 2, "cubic")
-
-
-def test_bandwidths_come_from_the_data_only():
-    # Were the samples in the median, outliers among them would widen the kernel and shrink their own distance.
-    data, near, far = normal(4, 60, 2), normal(5, 60, 2) + 50, normal(5, 60, 2) + 5000
-    assert sample_distance(near, data).value == pytest.approx(sample_distance(far, data).value, abs=1e-6)
-
-
-def test_standard_error_covers_the_truth():
-    # Cubic kernel, D = 1, P = N(0, 1), Q = N(1, 1): (xy + 1)^3 = 1 + 3 xy + 3 x^2 y^2 + x^3 y^3, so that
-    # MMD^2 = 3 (m1 - m1')^2 + 3 (m2 - m2')^2 + (m3 - m3')^2 = 3 + 3 + 16 with moments (0, 1, 0) and (1, 2, 4).
-    inside = 0
-    for seed in range(60):
-        estimate = sample_distance(normal(100 + seed, 400, 1), normal(900 + seed, 400, 1) + 1, "cubic", blocks=20)
-        inside += abs(estimate.value - 22.0) < 3 * estimate.standard_error
-    # Student's t with 19 degrees gives 0.7 % outside; the skew of the blocks raises that to some 3 %: more than 10 of
-    # 60 outside then has probability below 1e-5.
-    assert inside >= 50
-
-
-def test_sample_distance_refusals():
-    x = normal(6, 20, 2)
-    with pytest.raises(ValueError, match="19 samples and 20 rows of data"):
-        sample_distance(x[:19], x)
-    with pytest.raises(ValueError, match="11 blocks of 20 rows"):
-        sample_distance(x, x, blocks=11)
-    with pytest.raises(ValueError, match="no kernel 'linear'; expected 'gaussian', 'cubic'"):
-        sample_distance(x, x, kernel="linear")
-    with pytest.raises(ValueError, match=r"\(20, 1\) and \(20, 2\)"):
-        sample_distance(x[:, :1], x)
 
 
 # ---- the classifier ----
@@ -150,7 +82,7 @@ def test_classifier_refuses_labels_outside_the_classes():
         train_classifier(torch.zeros(2, 3), torch.zeros(3).long(), 10, seed=0)
 
 
-# ---- class_coverage ----
+# ---- classes ----
 
 
 class FirstColumn:
@@ -160,44 +92,48 @@ class FirstColumn:
         return x[:, 0].long()
 
 
-def rows_of(*counts: int) -> torch.Tensor:
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None].double()
+def covered(*counts: int, data_labels: torch.Tensor | None = None) -> tuple[float, float]:
+    """Return the classes that so many samples of each cover, and the divergence of their shares."""
+    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None].double()
+    found = labelled_coverage(rows, FirstColumn(), len(counts), data_labels, groups=None)
+    return found["classes"].value, found["class_kl"].value
 
 
-def test_coverage_by_hand():
-    coverage = class_coverage(rows_of(50, 25, 25, 0), FirstColumn(), classes=4)
-    assert coverage.fractions == (0.5, 0.25, 0.25, 0.0)
-    assert (coverage.covered, coverage.classes, coverage.n) == (3, 4, 100)
-    assert coverage.entropy == pytest.approx(1.5 * math.log(2), abs=1e-15)
-    assert coverage.kullback_leibler == pytest.approx(0.5 * math.log(2), abs=1e-15)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        coverage.covered = 4
+def test_labelled_coverage_by_hand():
+    rows = torch.tensor([0] * 50 + [1] * 25 + [2] * 25)[:, None].double()
+    found = labelled_coverage(rows, FirstColumn(), 4)
+    assert (found["classes"].value, found["classes"].units, found["classes"].n_real) == (3.0, "of 4", 0)
+    assert found["class_kl"].value == pytest.approx(0.5 * math.log(2), abs=1e-12)
+    labels = torch.tensor([0] * 25 + [1] * 25 + [2] * 50)
+    against = labelled_coverage(rows, FirstColumn(), 4, labels)["class_kl"]
+    assert against.value == pytest.approx(0.25 * math.log(2), abs=1e-12) and against.n_real == 100
+    assert against.standard_error > 0
 
 
 def test_a_class_is_covered_from_one_tenth_of_its_share():
     # Ten equal classes: one tenth of a tenth is exactly one sample of 100, and more than nine of 1000.
-    assert class_coverage(rows_of(1, *[11] * 9), FirstColumn(), classes=10).covered == 10
-    assert class_coverage(rows_of(9, 191, *[100] * 8), FirstColumn(), classes=10).covered == 9
-    assert class_coverage(rows_of(9, 191, *[100] * 8), FirstColumn(), classes=10, least_ratio=0.09).covered == 10
+    assert covered(1, *[11] * 9)[0] == 10
+    assert covered(9, 191, *[100] * 8)[0] == 9
 
 
 def test_coverage_against_the_datas_histogram():
-    labels = torch.tensor([0] * 9 + [1])
-    same = class_coverage(rows_of(90, 10), FirstColumn(), 2, data_labels=labels)
-    assert same.kullback_leibler == pytest.approx(0.0, abs=1e-15) and same.covered == 2
+    count, divergence = covered(90, 10, data_labels=torch.tensor([0] * 90 + [1] * 10))
+    assert count == 2 and divergence == pytest.approx(0.0, abs=1e-15)
     # A class that the data lack is never covered, and makes the KL infinite.
-    extra = class_coverage(rows_of(80, 10, 10), FirstColumn(), 3, data_labels=labels)
-    assert extra.covered == 2 and extra.kullback_leibler == math.inf
+    assert covered(80, 10, 10, data_labels=torch.tensor([0] * 90 + [1] * 10)) == (2.0, math.inf)
 
 
-def test_coverage_refusals():
+def test_labelled_coverage_refusals():
+    rows = torch.arange(3.0)[:, None]
     with pytest.raises(ValueError, match="0..1, but got 0 to 2"):
-        class_coverage(rows_of(1, 1, 1), FirstColumn(), classes=2)
+        labelled_coverage(rows, FirstColumn(), 2, groups=None)
     with pytest.raises(ValueError, match="at least one sample"):
-        class_coverage(torch.zeros(0, 1), FirstColumn(), classes=2)
+        labelled_coverage(rows[:0], FirstColumn(), 2)
+    with pytest.raises(ValueError, match="2 labels of data and 3 samples"):
+        labelled_coverage(rows, FirstColumn(), 3, torch.tensor([0, 1]))
 
 
-# ---- mixture_metrics ----
+# ---- modes ----
 
 GRID = torch.cartesian_prod(*[torch.arange(-4.0, 5.0, 2.0)] * 2)  # the 25 modes of the 2-D grid
 
@@ -242,6 +178,32 @@ def test_mixture_metrics_refusals():
         mixture_metrics(GRID, GRID, std=0.0)
     with pytest.raises(ValueError, match=r"\(25, 2\) and \(25, 1\)"):
         mixture_metrics(GRID, GRID[:, :1], std=1.0)
+
+
+RING = torch.tensor([[math.cos(a), math.sin(a)] for a in torch.arange(8) * math.pi / 4], dtype=torch.float64)
+
+
+def test_mixture_coverage_is_mixture_metrics_with_errors():
+    rows = RING[torch.arange(400) % 6] + 0.02 * normal(1, 400, 2)
+    found, plain = mixture_coverage(rows, RING, 0.02), mixture_metrics(rows, RING, 0.02)
+    assert found["modes"].value == plain.modes_captured == 6 and found["modes"].units == "of 8"
+    assert found["high_quality"].value == plain.high_quality
+    assert found["reverse_kl"].value == plain.reverse_kullback_leibler
+    assert found["reverse_kl"].value == pytest.approx(math.log(8 / 6), abs=0.01)
+    assert "too large by about 0.0088" in found["reverse_kl"].how
+    nowhere = mixture_coverage(rows + 10, RING, 0.02)["reverse_kl"]
+    assert nowhere.value == math.inf and nowhere.standard_error is None and nowhere.as_json()["value"] is None
+
+
+def test_the_interval_of_a_share_covers_it():
+    # The exact coverage of Wilson's interval, summed over binomial probabilities; its least near 0 or 1 is about 0.93.
+    n = 60
+    for p in (0.05, 0.3, 0.5, 0.9, 0.99):
+        inside = 0.0
+        for count in range(n + 1):
+            low, high = share_figure("share", count, n, "").interval
+            inside += binom.pmf(count, n, p) * (low <= p <= high)
+        assert inside > 0.9
 
 
 # ---- nearest_rows ----

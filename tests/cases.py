@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -370,7 +371,8 @@ def contrast(steps: int, start: int | None, c: Context) -> Tensor:
 DISCRETE = ("one layer", "plated", "two layers", "unplated", "unplated locals", "symbols", "belief 2", "belief 2-1")
 DISCRETE_ALSO = ("mixture of normals", "mixture of bits")
 ROWS = {"unplated": 1, "unplated locals": 1, "belief 2-1": 1}
-NORMAL = ("normal", "latent")
+NORMAL = ("normal", "latent", "flow", "autoguide")
+FLOWS = ("flow", "flow prior", "autoguide")
 
 
 def named(routine: Routine, index: int, world: str, exact: Exact, **more: Any) -> Case:
@@ -514,7 +516,7 @@ def _normal() -> list[Case]:
             named(routines.beta_vae(0.5), 0, world, partial(beta_bound, 0.5), rows=1),
             named(routines.variational_em, 0, world, bound, rows=1),
             named(routines.wake_sleep, 0, world, waking, rows=1),
-            named(routines.wake_sleep, 1, world, sleeping, rows=1),
+            *([] if world == "autoguide" else [named(routines.wake_sleep, 1, world, sleeping, rows=1)]),
             named(routines.nvil, 0, world, bound, rows=1, tolerance=1e-8),
             named(routines.nvil, 1, world, baseline_error, rows=1),
             named(routines.aavae, 0, world, real_or_dream, rows=1),
@@ -525,14 +527,19 @@ def _normal() -> list[Case]:
             phase = Phase(elbo_objective, Wake(), THETA + PHI, estimator=estimator)
             name = f"elbo by {type(estimator).__name__}, {world}"
             cases.append(Case(name, phase, world, bound, rows=1, tolerance=1e-8))
-    for estimator in (by_score, landing, double):
+    for world, estimator in product(("normal", *FLOWS), (by_score, landing, double)):
         phase = Phase(iwae_objective, Wake(1), THETA + PHI, estimator=estimator)
-        name = f"iwae(1) by {type(estimator).__name__}, normal"
-        cases.append(Case(name, phase, "normal", partial(importance_bound, 1), rows=1, tolerance=1e-8))
+        name = f"iwae(1) by {type(estimator).__name__}, {world}"
+        cases.append(Case(name, phase, world, partial(importance_bound, 1), rows=1, tolerance=1e-8))
     for estimator in (by_score, double):
         phase = Phase(iwae_objective, Wake(2), THETA + PHI, estimator=estimator)
         name = f"iwae(2) by {type(estimator).__name__}, normal"
         cases.append(Case(name, phase, "normal", partial(importance_bound, 2), rows=1, tolerance=1e-8, nodes=30))
+    cases += [
+        named(routines.vae, 0, "flow prior", bound, rows=1),
+        named(routines.wake_sleep, 0, "flow prior", waking, rows=1),
+        named(routines.reweighted_wake_sleep(1), 0, "flow prior", partial(reweighted, 1, True), rows=1),
+    ]
     # Few nodes are far from 1e-8, but enough to catch a bug of order one quickly (tests/mutants.py).
     coarse = Phase(iwae_objective, Wake(2), THETA + PHI, estimator=double)
     name = "iwae(2) by DoublyReparameterized, coarsely"

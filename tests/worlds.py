@@ -24,6 +24,8 @@ from oracles import (
     log_normal,
     scatter,
 )
+from pyro.distributions import constraints
+from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule
 from replay import hermite
 from torch import Tensor, nn
@@ -488,9 +490,12 @@ class NormalModel(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.weight.shape[1]), 1.0).to_event(1))
+            z = pyro.sample("z", self.prior(x))
             logits = torch.tanh(z @ self.weight.T) + self.b
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x.new_zeros(self.weight.shape[1]), 1.0).to_event(1)
 
 
 class NormalGuide(PyroModule):
@@ -507,10 +512,71 @@ class NormalGuide(PyroModule):
             pyro.sample("z", dist.Normal(x @ self.weight.T + self.d, scale).to_event(1))
 
 
-def normal(latent: int = 1) -> Tiny:
+class Stretch(TransformModule):
+    """z = a + exp(c) u, which remembers the u of its last z, as Pyro's flows do."""
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+
+    def __init__(self, latent: int) -> None:
+        super().__init__(cache_size=1)
+        self.a, self.c = nn.Parameter(torch.zeros(latent)), nn.Parameter(torch.zeros(latent))
+
+    def _call(self, u: Tensor) -> Tensor:
+        return self.a + self.c.exp() * u
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return (z - self.a) / self.c.exp()
+
+    def log_abs_det_jacobian(self, u: Tensor, z: Tensor) -> Tensor:
+        return self.c.sum().expand(u.shape[:-1])
+
+
+class FlowPrior(NormalModel):
+    """z = a + exp(c) u, u ~ N(0, I), and x as in ``NormalModel``."""
+
+    def __init__(self, dimension: int, latent: int) -> None:
+        super().__init__(dimension, latent)
+        self.flow = Stretch(latent)
+
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.TransformedDistribution(super().prior(x), [self.flow])
+
+
+class FlowGuide(NormalGuide):
+    """z = a + exp(c) u, u as the z of ``NormalGuide``."""
+
+    def __init__(self, dimension: int, latent: int) -> None:
+        super().__init__(dimension, latent)
+        self.flow = Stretch(latent)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scale = (self.s + 0.2 * (x @ self.u).unsqueeze(-1) - 0.5).exp()
+            base = dist.Normal(x @ self.weight.T + self.d, scale).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+
+class AuxiliaryGuide(NormalGuide):
+    """z = 0.5 + 1.5 u, as autoguides write it: u is auxiliary, z a point mass with the density of the change of variables."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scale = (self.s + 0.2 * (x @ self.u).unsqueeze(-1) - 0.5).exp()
+            base = dist.Normal(x @ self.weight.T + self.d, scale).to_event(1)
+            u = pyro.sample("z_base", base, infer={"is_auxiliary": True})
+            log_density = u.new_full(u.shape[:-1], -u.shape[-1] * math.log(1.5))
+            pyro.sample("z", dist.Delta(0.5 + 1.5 * u, log_density, event_dim=1))
+
+
+def normal(
+    latent: int = 1, guide_of: type[NormalGuide] = NormalGuide, model_of: type[NormalModel] = NormalModel
+) -> Tiny:
     """Normal latents by Gauss-Hermite quadrature."""
 
     def log_prior(t: Parameters, z: Tensor) -> Tensor:
+        if model_of is FlowPrior:
+            return log_normal(z, t["theta.flow.a"], t["theta.flow.c"].exp()).sum(-1)
         return log_normal(z, torch.zeros(()), torch.ones(())).sum(-1)
 
     def log_likelihood(t: Parameters, x: Tensor, z: Tensor) -> Tensor:
@@ -518,12 +584,15 @@ def normal(latent: int = 1) -> Tiny:
 
     def guide(t: Parameters, x: Tensor) -> tuple[Tensor, Tensor]:
         loc = (t["phi.weight"] * x.unsqueeze(-2)).sum(-1) + t["phi.d"]
-        return loc, (t["phi.s"] + 0.2 * (t["phi.u"] * x).sum(-1, keepdim=True) - 0.5).exp()
+        scale = (t["phi.s"] + 0.2 * (t["phi.u"] * x).sum(-1, keepdim=True) - 0.5).exp()
+        if guide_of is FlowGuide:
+            return t["phi.flow.a"] + t["phi.flow.c"].exp() * loc, t["phi.flow.c"].exp() * scale
+        return (0.5 + 1.5 * loc, 1.5 * scale) if guide_of is AuxiliaryGuide else (loc, scale)
 
     def log_q(t: Parameters, x: Tensor, z: Tensor) -> Tensor:
         return log_normal(z, *guide(t, x)).sum(-1)
 
-    pair = Pair(NormalModel(2, latent), NormalGuide(2, latent), psi_of(2))
+    pair = Pair(model_of(2, latent), guide_of(2, latent), psi_of(2))
     scatter(pair, 10)
     with torch.no_grad():  # a gentle slope: the nodes then integrate to far below 1e-8
         for parameter in pair.parameters():
@@ -681,6 +750,9 @@ WORLDS: dict[str, Callable[[], Any]] = {
     "rbm": boltzmann,
     "normal": normal,
     "normal 2": lambda: normal(2),
+    "flow": lambda: normal(1, FlowGuide),
+    "flow prior": lambda: normal(1, FlowGuide, FlowPrior),
+    "autoguide": lambda: normal(1, AuxiliaryGuide),
     "latent": latent_pair,
     "symbol gan": lambda: symbol_gan(False),
     "mixed symbol gan": lambda: symbol_gan(True),

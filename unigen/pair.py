@@ -41,7 +41,7 @@ class Pair(nn.Module):
     """A model, a guide and named networks over disjoint parameter groups theta, phi, psi.
 
     ``model``, ``guide``: Pyro programs (``PyroModule`` or any callable) of the same data arguments; a guide of ``None`` is
-    the empty program. ``psi``: named networks, such as a critic or a baseline. ``batch_plate``: the name of the plate that
+    the empty program, an autoguide of Pyro's is one after its first call. ``psi``: named networks, such as a critic or a baseline. ``batch_plate``: the name of the plate that
     holds the rows of a batch. ``likelihood`` says what log p(x) can be had: ``"exact"``, ``"bound"`` or ``"none"``.
 
     A parameter in two groups is refused with a ``PairError`` that names it.
@@ -74,7 +74,7 @@ class Pair(nn.Module):
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
         self.arguments = _arguments(self.model)
-        self.guide_arguments = self.arguments if self.guide is _nothing else _arguments(self.guide)
+        self.guide_arguments = self.arguments if _takes_any(self.guide) else _arguments(self.guide)
         foreign = [name for name in self.guide_arguments if name not in self.arguments]
         if foreign:
             raise PairError(f"guide argument {foreign[0]!r} is not one of the model's: {', '.join(self.arguments)}")
@@ -184,7 +184,16 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Infer nothing: the guide of a pair without latents."""
 
 
-def _arguments(program: Any) -> tuple[str, ...]:
+def _parameters(program: Any) -> list[inspect.Parameter]:
     function = program.forward if isinstance(program, nn.Module) else program
+    return list(inspect.signature(function).parameters.values())
+
+
+def _arguments(program: Any) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds)
+    return tuple(p.name for p in _parameters(program) if p.kind in kinds)
+
+
+def _takes_any(program: Any) -> bool:
+    """Say whether a program takes every argument by name, as Pyro's autoguides do."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in _parameters(program))

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.programs import Programs, Site, base_of, family_of
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, _nothing
 from unigen.phases import Phase, Routine
 
 __all__ = ["check", "check_once", "check_optimizers"]
@@ -184,7 +185,7 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
     """Try one phase and return the parameters (by id) that it moves."""
     for group in phase.move:
         if not pair.group(group) and not (group == "theta" and "phi" in phase.move):  # a Bayesian model may be fixed
-            raise PairError(f"it moves {group}, but the pair has no {group} parameters; {_REMEDY[group]}")
+            raise PairError(f"it moves {group}, but the pair has no {group} parameters; {_remedy(group, pair)}")
     if phase.solve and (phase.move != ("theta",) or not hasattr(pair.model, "solve")):
         raise PairError(
             f"it wants the maximizer in closed form, but {type(pair.model).__name__} has no solve(draw); climb instead, "
@@ -244,6 +245,15 @@ _REMEDY = {
     "phi": "give the pair a guide with networks, or use a routine for explicit models (maximum_likelihood)",
     "psi": "pass psi={name: network} to the pair",
 }
+
+
+def _remedy(group: str, pair: Pair) -> str:
+    program, name = (pair.guide, "guide") if group == "phi" else (pair.model, "model")
+    if isinstance(program, AutoGuide):
+        return "an autoguide makes its own at its first call, so call guide(data) before it is put into a pair"
+    if group == "psi" or isinstance(program, torch.nn.Module) or program is _nothing:
+        return _REMEDY[group]
+    return f"the {name} is a function, and parameters are those of modules: write it as a torch module that holds its networks"
 
 
 def check_optimizers(routine: Iterable[Phase], pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

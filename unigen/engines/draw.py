@@ -7,6 +7,7 @@ when its density is asked for, and a phase pays for what it uses.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class Draw:
         )
 
     def _run_second(self, which: str) -> dict[str, Site]:
-        values = {site.name: site.value for site in self.sites(self.first).values() if not site.observed}
+        latent = [site for site in self.sites(self.first).values() if not (site.observed or site.auxiliary)]
+        values = {site.name: site.value for site in latent}
         if self.first == "guide":
             data = self.data
         else:
@@ -137,9 +139,14 @@ class Draw:
         key = (which, site.name)
         if key not in self._densities:
             grad = self._grad(which)
-            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()), self._held(which):
                 self._densities[key] = self.per_datum(site, site.value)
         return self._densities[key]
+
+    def _held(self, which: str) -> AbstractContextManager[None]:
+        if which == "frozen guide" or (which == "model" and self.programs.freeze_model):
+            return self.programs.held("guide" if which == "frozen guide" else which)
+        return nullcontext()
 
     def _grad(self, which: str) -> bool:
         return ("theta" if which == "model" else "phi") in self.programs.move or self.carry
@@ -149,8 +156,14 @@ class Draw:
         layout = self.programs.layout(self.data)
         try:
             log_density = site.fn.log_prob(value)
-        except NotImplementedError as error:
-            raise PairError(f"site '{site.name}': {error}") from None
+        except (NotImplementedError, KeyError) as error:
+            if not hasattr(site.fn, "transforms"):
+                raise PairError(f"site '{site.name}': {error}") from None
+            kinds = ", ".join(type(transform).__name__ for transform in site.fn.transforms)
+            raise PairError(
+                f"site '{site.name}' has a transform without an inverse ({kinds}), so its density is to be had for its own "
+                "samples with their gradient alone; use vae or iwae, or a transform that has one, such as affine_coupling"
+            ) from None
         if not getattr(site.fn, "normalized", True) and not self.programs.allow_unnormalized:
             raise PairError(
                 f"site '{site.name}' has an unnormalized density, so log p means nothing by itself; use a routine that takes "

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Delta, Independent
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from unigen.engines.inverses import forget
 from unigen.pair import Pair, PairError
 
-__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of", "unreached"]
+__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of", "swapped", "unreached"]
 
 MOST_JOINT_VALUES = 2**16
+
+
+@contextmanager
+def swapped(module: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters and buffers, found by their ``id``, for a while."""
+    places: list[tuple[Any, str, Any]] = [
+        (holder, name, tensor)
+        for part in module.modules()
+        for holder in (part._parameters, part._buffers)
+        for name, tensor in holder.items()
+        if id(tensor) in replacements
+    ]
+    try:
+        for holder, name, tensor in places:
+            holder[name] = replacements[id(tensor)]
+        yield
+    finally:
+        for holder, name, tensor in places:
+            holder[name] = tensor
 
 
 class Site(NamedTuple):
@@ -34,6 +54,7 @@ class Site(NamedTuple):
     frames: tuple[Any, ...]
     scale: Any
     mask: Any
+    auxiliary: bool  # of the guide alone: what an autoguide draws a latent's value from
 
 
 class _Record(Messenger):
@@ -51,6 +72,7 @@ class _Record(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
+        forget(msg["fn"])  # weights have moved since its transforms were called
         if msg["is_observed"]:
             if not self.dream:
                 return
@@ -58,9 +80,17 @@ class _Record(Messenger):
             msg["is_observed"] = False
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+        elif self.values and _is_auxiliary(msg) and msg["name"] not in self.was_observed:
+            raise PairError(
+                f"site '{msg['name']}' is auxiliary, so that its program has no density at given values of the latents; use a "
+                "routine that takes them from this program, the guide in its wake phase (vae, iwae)"
+            )
         elif self.detach or not msg["fn"].has_rsample:
             with torch.no_grad():
                 msg["value"] = msg["fn"].sample()
+            if torch.is_grad_enabled():  # the sample has no gradient, its density has
+                forget(msg["fn"])
+                _check_place(msg)
         else:
             msg["value"] = msg["fn"].rsample()
         msg["done"] = True
@@ -73,7 +103,22 @@ class _Record(Messenger):
             raise PairError(f"site '{name}' is sampled twice by one program; give each sample statement its own name")
         frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
         observed = msg["is_observed"] or name in self.was_observed
-        self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"])
+        auxiliary = _is_auxiliary(msg)
+        self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"], auxiliary)
+
+
+def _is_auxiliary(msg: Any) -> bool:
+    return bool(msg["infer"].get("is_auxiliary"))
+
+
+def _check_place(msg: Any) -> None:
+    """Refuse a point mass that parameters move: where its sample is held fixed, its density says nothing of them."""
+    fn = base_of(msg["fn"])
+    if isinstance(fn, Delta) and fn.v.requires_grad:
+        raise PairError(
+            f"site '{msg['name']}' is a Delta that parameters move, which no density of a fixed sample tells; use a pathwise "
+            "gradient (vae, iwae), or give the site a distribution with a density"
+        )
 
 
 class Layout(NamedTuple):
@@ -114,7 +159,6 @@ class Programs:
         frozen: bool = False,
     ) -> dict[str, Site]:
         """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
-        program = self.pair.model if which == "model" else self.pair.guide
         names = self.pair.arguments if which == "model" else self.pair.guide_arguments
         arguments = {name: data[name] for name in names if name in data}
         nesting = 0 if particles is None else self.layout(data).nesting  # before _Record, which would record the probe
@@ -123,12 +167,20 @@ class Programs:
             record = stack.enter_context(_Record(values or {}, dream, detach))
             if particles is not None:
                 stack.enter_context(pyro.plate("_particles", particles, dim=-1 - nesting))
-            if frozen and isinstance(program, torch.nn.Module):
-                fixed = {name: parameter.detach() for name, parameter in program.named_parameters()}
-                torch.func.functional_call(program, fixed, (), arguments)
-            else:
-                self.pair.runner(which)(**arguments)
+            if frozen:
+                stack.enter_context(self.held(which))
+            self.pair.runner(which)(**arguments)
         return record.sites
+
+    @contextmanager
+    def held(self, which: str) -> Iterator[None]:
+        """Detach the parameters of a program for a while; the density of a flow reads those of its transforms when asked for."""
+        program: Any = self.pair.model if which == "model" else self.pair.guide
+        if not isinstance(program, nn.Module):
+            yield
+            return
+        with swapped(program, {id(p): p.detach() for p in program.parameters()}):
+            yield
 
     def layout(self, data: Mapping[str, Any]) -> Layout:
         """Probe the pair once, without touching the random streams."""
@@ -231,11 +283,14 @@ def _unreached(programs: Programs, data: Mapping[str, Any]) -> dict[str, tuple[t
 def _on_copies_of_buffers(pair: Pair, which: str) -> Callable[..., Any]:
     """Return a program that leaves its buffers alone, a running mean for one."""
     program: Any = pair.model if which == "model" else pair.guide
-    buffers = dict(program.named_buffers()) if isinstance(program, torch.nn.Module) else {}
-    if not buffers:
+    if not isinstance(program, nn.Module):
         return pair.runner(which)
-    copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    return lambda **arguments: torch.func.functional_call(program, copies, (), arguments)
+
+    def run(**arguments: Any) -> None:
+        with swapped(program, {id(buffer): buffer.clone() for buffer in program.buffers()}):
+            pair.runner(which)(**arguments)
+
+    return run
 
 
 def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,36 +13,18 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unigen.engines import eager
+from unigen.engines.programs import swapped
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
 
-__all__ = ["capture", "chains_of", "gradient", "swapped", "unvalidated"]
-
-
-@contextlib.contextmanager
-def swapped(module: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of parameters and buffers, found by their ``id``, for a while."""
-    places: list[tuple[Any, str, Any]] = [
-        (holder, name, tensor)
-        for part in module.modules()
-        for holder in (part._parameters, part._buffers)
-        for name, tensor in holder.items()
-        if id(tensor) in replacements
-    ]
-    try:
-        for holder, name, tensor in places:
-            holder[name] = replacements[id(tensor)]
-        yield
-    finally:
-        for holder, name, tensor in places:
-            holder[name] = tensor
+__all__ = ["capture", "chains_of", "gradient", "unvalidated"]
 
 
 @contextlib.contextmanager

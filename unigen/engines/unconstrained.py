@@ -19,8 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from unigen.engines.programs import base_of, family_of
-from unigen.engines.pure import swapped
+from unigen.engines.programs import base_of, family_of, swapped
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 

@@ -141,7 +141,8 @@ def _ranks(
     if posterior:
         values = dict(posterior(data, draws))
     else:
-        values = {name: site.value for name, site in Programs(pair).run("guide", data, particles=draws).items()}
+        sites = Programs(pair).run("guide", data, particles=draws)
+        values = {name: site.value for name, site in sites.items() if not site.auxiliary}
     if set(values) != set(truth):
         raise Refused(
             f"the posterior to be calibrated draws {', '.join(sorted(values)) or 'nothing'}, and the model's latents are "

@@ -1,0 +1,48 @@
+"""What the transforms of a distribution remember of their last call: an inverse, with the gradient and the weights it had.
+
+A transform with a cache returns the x it once computed y from. That is right within one draw, exact and without an inverse. It is
+wrong for a y that was drawn without gradient or is given: log q(y) then lacks the gradient of f^-1_phi(y) along phi, or is of
+weights that have moved since, and nothing says so. So the engine lets transforms forget, and the inverse is computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyro.distributions.transforms import Permute
+from torch.distributions import transforms
+
+__all__ = ["forget"]
+
+FIXED = (
+    transforms.CorrCholeskyTransform,
+    transforms.ExpTransform,
+    transforms.SigmoidTransform,
+    transforms.SoftplusTransform,
+    transforms.StickBreakingTransform,
+    transforms.TanhTransform,
+    Permute,
+)
+"""Transforms without parameters: what they remember holds whatever moves, and is the more accurate where they saturate."""
+
+
+def forget(fn: Any) -> None:
+    """Let every transform of a distribution forget its last call, but for those of ``FIXED``."""
+    while fn is not None:
+        for transform in getattr(fn, "transforms", ()):
+            for part in _parts(transform):
+                if getattr(part, "_cache_size", 0) and not isinstance(part, FIXED):
+                    part._cached_x_y = None, None
+        fn = getattr(fn, "base_dist", None)
+
+
+def _parts(transform: Any) -> Iterator[Any]:
+    """Walk a transform and what it is composed of."""
+    yield transform
+    inside = [getattr(transform, "base_transform", None)]
+    if isinstance(transform, transforms._InverseTransform):  # which keeps nothing itself
+        inside.append(transform._inv)
+    for part in (*getattr(transform, "parts", ()), *getattr(transform, "transforms", ()), *inside):
+        if part is not None:
+            yield from _parts(part)

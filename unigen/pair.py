@@ -41,8 +41,9 @@ class Pair(nn.Module):
     """A model, a guide and named networks over disjoint parameter groups theta, phi, psi.
 
     ``model``, ``guide``: Pyro programs (``PyroModule`` or any callable) of the same data arguments; a guide of ``None`` is
-    the empty program, an autoguide of Pyro's is one after its first call. ``psi``: named networks, such as a critic or a baseline. ``batch_plate``: the name of the plate that
-    holds the rows of a batch. ``likelihood`` says what log p(x) can be had: ``"exact"``, ``"bound"`` or ``"none"``.
+    the empty program, and an autoguide of Pyro's one after its first call. ``psi``: named networks, such as a critic or a
+    baseline. ``batch_plate``: the name of the plate that holds the rows of a batch. ``likelihood`` says what log p(x) can be
+    had: ``"exact"``, ``"bound"`` or ``"none"``.
 
     A parameter in two groups is refused with a ``PairError`` that names it.
     """

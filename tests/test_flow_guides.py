@@ -21,6 +21,8 @@ from unigen import Pair, fit, routines
 from unigen.engines import eager
 from unigen.engines.programs import Programs
 from unigen.evaluate import (
+    Annealing,
+    Protocol,
     guide_draws,
     log_importance_weights,
     log_likelihood,
@@ -152,6 +154,13 @@ def test_a_flow_without_an_inverse_climbs_by_the_path_and_is_refused_elsewhere(n
             fit(x, routine, pair_of(WITHOUT_INVERSE[name])[0], steps=1, progress=False)
 
 
+def test_annealing_starts_from_a_guide_that_has_a_density_everywhere() -> None:
+    protocol = Protocol(4, 30, 2, Annealing(10, 2, 2), simulated=4, calibration=16, samples=0)
+    for makers, start in ((INVERTIBLE["affine_coupling"], "guide"), (WITHOUT_INVERSE["planar"], "prior")):
+        pair, x = pair_of(makers)
+        assert f"from the {start}" in evaluate(pair, x, protocol)["log p(x)"].how
+
+
 def test_an_observed_flow_has_the_weights_of_now() -> None:
     """The same tensor of data at every step: a transform that remembered would return the inverse by the weights of before."""
 
@@ -180,6 +189,17 @@ def test_a_module_of_two_names_keeps_its_parameters() -> None:
     before = list(pair.parameters())
     fit(x, routines.vae(estimator="sticking_the_landing"), pair, steps=2, progress=False)
     assert all(one is other and one.requires_grad for one, other in zip(pair.parameters(), before, strict=True))
+
+
+def test_a_flow_that_remembers_can_be_copied() -> None:
+    pair, x = pair_of(INVERTIBLE["composed"])
+    fit(x, routines.vae, pair, steps=2, progress=False)
+    draw = eager.draw(Wake(), Programs(pair, ("phi",)), {"x": x})
+    assert draw.log_q.requires_grad
+    other = copy.deepcopy(pair)
+    for ours, theirs in zip(pair.parameters(), other.parameters(), strict=True):
+        assert ours is not theirs and torch.equal(ours, theirs)
+    assert log_likelihood(other, x, 3, seed=1).value == log_likelihood(pair, x, 3, seed=1).value
 
 
 def test_a_saturated_squashing_keeps_what_it_remembers() -> None:

@@ -100,6 +100,11 @@ def guide_with_extra(linear: Any, x: Tensor) -> None:
         pyro.sample("extra", dist.Normal(0.0, 1.0))
 
 
+def guide_with_dropout(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        pyro.sample("z", normal(nn.functional.dropout(linear(x) + 3.0, 0.5)))
+
+
 def guide_without_plate(linear: Any, x: Tensor) -> None:
     pyro.sample("z", normal(linear(x)))
 
@@ -483,6 +488,10 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         lambda: ((Phase(elbo, Enumerate(), BOTH),), sigmoid_belief(DIMENSION, (9, 9)), rows()),
         ("'h1'", "'h2'", "262144", "reweighted_wake_sleep"),
     ),
+    "a guide with dropout, run twice": (
+        lambda: (routines.iwae(3, "doubly_reparameterized"), pair_of(guide=guide_with_dropout), rows()),
+        ("dropout", "evaluation mode"),
+    ),
     "unknown expectation": (
         lambda: ((Phase(elbo, Elsewhere(), BOTH),), latent(shared()), rows()),
         ("Elsewhere", "expectation"),
@@ -582,6 +591,27 @@ def test_the_likelihood_of_a_game_keeps_its_scale_and_leaves_the_one_it_was_give
     check(routines.gan, pair, rows())
     assert likelihood.log_scale.requires_grad and "model.likelihood.log_scale" in pair.state_dict()
     check(routines.vae, latent(shared(), likelihood), rows())
+
+
+def in_plate(name: str) -> Pair:
+    def model(linear: Any, x: Tensor) -> None:
+        with pyro.plate(name, len(x)):
+            z = pyro.sample("z", normal(torch.zeros(2)))
+            pyro.sample("x", normal(linear(z)), obs=x)
+
+    def guide(linear: Any, x: Tensor) -> None:
+        with pyro.plate(name, len(x)):
+            pyro.sample("z", normal(linear(x)))
+
+    return pair_of(model, guide)
+
+
+def test_rows_in_a_plate_of_another_name_are_warned_of():
+    pair = in_plate("batch")
+    with pytest.warns(UserWarning, match=r"plate 'batch'.*4 rows.*batch_plate='batch'.*batch_plate=None"):
+        check(routines.iwae(3), pair, rows())
+    pair.batch_plate = None
+    check(routines.iwae(3), pair, rows())  # a warning would be an error here
 
 
 def test_the_reason_of_a_refused_pairing_names_the_phase():

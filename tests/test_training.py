@@ -117,7 +117,7 @@ def test_phases_with_repetitions_get_fresh_batches():
 
 
 def test_an_iterable_of_batches_is_restarted_and_an_empty_one_refused():
-    batches = [torch.zeros(4, 64), torch.ones(4, 64)]
+    batches = [torch.zeros(4, 64), [torch.ones(4, 64)]]  # a DataLoader of a TensorDataset gives lists
     state, _ = fit(batches, routines.vae, small(), steps=5, progress=False)
     assert state.step == 5
     with pytest.raises(ValueError, match="no batch"):

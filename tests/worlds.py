@@ -320,7 +320,7 @@ def local() -> Tiny:
     def log_q(t: Parameters, x: Tensor, z: Tensor) -> Tensor:
         return log_bit(t["phi.v"] * x + t["phi.e"] + t["phi.f"] * torch.arange(3), z).sum(-1)
 
-    pair = Pair(LocalModel(), LocalGuide())
+    pair = Pair(LocalModel(), LocalGuide(), batch_plate=None)
     scatter(pair, 14)
     return Tiny(pair, bits(3)[[5]], bits(3), bits(3), log_prior, log_likelihood, log_q, shape=lambda x: x[0])
 

@@ -42,8 +42,8 @@ class Pair(nn.Module):
 
     ``model``, ``guide``: Pyro programs (``PyroModule`` or any callable) of the same data arguments; a guide of ``None`` is
     the empty program, and an autoguide of Pyro's one after its first call. ``psi``: named networks, such as a critic or a
-    baseline. ``batch_plate``: the name of the plate that holds the rows of a batch. ``likelihood`` says what log p(x) can be
-    had: ``"exact"``, ``"bound"`` or ``"none"``.
+    baseline. ``batch_plate``: the name of the plate that holds the rows of a batch; None for a pair that is one datum, whatever
+    its plates. ``likelihood`` says what log p(x) can be had: ``"exact"``, ``"bound"`` or ``"none"``.
 
     A parameter in two groups is refused with a ``PairError`` that names it.
     """
@@ -55,7 +55,7 @@ class Pair(nn.Module):
         psi: Mapping[str, nn.Module] | None = None,
         *,
         likelihood: str = "bound",
-        batch_plate: str = "data",
+        batch_plate: str | None = "data",
     ) -> None:
         super().__init__()
         if likelihood not in ("exact", "bound", "none"):
@@ -152,18 +152,26 @@ class Pair(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
         same = self.__class__.__new__(self.__class__)
         memo[id(self)] = same
+        for module in self.modules():  # what the transforms of a flow remember is part of a graph, which has no copy
+            for value in vars(module).values():
+                for part in value if isinstance(value, tuple) else (value,):
+                    if isinstance(part, Tensor) and not part.is_leaf:
+                        memo[id(part)] = part.detach().clone()
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables", "compiled")}
         same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}, "compiled": {}})
         return same
 
     def bind(self, x: Any) -> dict[str, Any]:
-        """Name a batch by the model's arguments: a tensor, a tuple in order, or a dict by name."""
+        """Name a batch by the model's arguments: a tensor, a tuple or list of them in order, or a dict by name."""
         if isinstance(x, Tensor) and self.arguments:
             return {self.arguments[0]: x}
         if isinstance(x, Mapping):
             data = dict(x)
         else:
-            values = x if isinstance(x, tuple) else (x,)
+            listed = isinstance(x, list) and all(
+                isinstance(value, Tensor) for value in x
+            )  # as a DataLoader gives a batch
+            values = x if listed or isinstance(x, tuple) else (x,)
             data = dict(zip(self.arguments, values, strict=False))
             if len(values) > len(self.arguments):
                 raise PairError(f"the model takes {', '.join(self.arguments) or 'no data'}; got {len(values)} values")

@@ -120,9 +120,10 @@ def fit(
 ) -> tuple[State, History]:
     """Run a routine over a pair and return ``(state, history)``.
 
-    ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches. ``optimizers``: by group,
-    default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at least one is needed; seconds
-    count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
+    ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches, such as a ``DataLoader`` of
+    torch's. ``optimizers``: by group, default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at
+    least one is needed; seconds count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction
+    of the budget.
     ``average``: d in [0, 1), keeps running averages w̄ <- d w̄ + (1 - d) w of the weights (``unigen.averages``).
     The history gets a record every ``record_every`` steps (default 1/200 of the budget) and one at the end. ``callbacks``:
     called with ``(state, history)`` after each record, or, where ``callback_every`` is a multiple of ``record_every``, after

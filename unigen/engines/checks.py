@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -119,6 +120,7 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
     programs = Programs(pair)
     with torch.no_grad():
         guide, model = programs.run("guide", data), programs.run("model", data)
+    _warn_of_another_plate(pair, programs, data, [*guide.values(), *model.values()])
     for site in model.values():
         if site.observed or site.name in data:
             _check_observed(site)
@@ -139,6 +141,21 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
                 f"site '{name}' has a {kinds[1]} support in the model ({family_of(theirs)}) and a {kinds[0]} one in the guide "
                 f"({family_of(ours)}); give the guide a distribution of the model's support"
             )
+
+
+def _warn_of_another_plate(pair: Pair, programs: Programs, data: dict[str, Any], sites: list[Site]) -> None:
+    """Warn where every site is in one plate of the data's rows, whose name is not that of the pair's batch plate."""
+    rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+    if pair.batch_plate is None or programs.layout(data).batched or not sites or rows < 2:
+        return
+    shared = set.intersection(*({frame.name for frame in site.frames if frame.size == rows} for site in sites))
+    if shared:
+        name = min(shared)
+        warnings.warn(
+            f"every site is in the plate {name!r}, so its {rows} rows are independent, but the pair takes them all for one datum; "
+            f"call the plate {pair.batch_plate!r} or give Pair(..., batch_plate={name!r}), or batch_plate=None if that is meant",
+            stacklevel=2,
+        )
 
 
 def _check_observed(site: Site) -> None:

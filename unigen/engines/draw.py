@@ -232,8 +232,21 @@ class Draw:
                 self._sites["frozen guide"] = self.programs.run(
                     "guide", self.data, values=values, particles=self.particles, grad=self.carry, frozen=True
                 )
-            return self._total("frozen guide", self._sites["frozen guide"].values())
+            held = self._total("frozen guide", self._sites["frozen guide"].values())
+            if self.programs.dry:
+                self._check_repeats(held)
+            return held
         return self._total("guide", self.sites("guide").values())
+
+    def _check_repeats(self, held: Tensor) -> None:
+        """Refuse a guide that has another density where it is run again at the same values."""
+        first = self._total("guide", self.sites("guide").values()).detach()
+        if not torch.allclose(held.detach(), first, rtol=1e-2, atol=1e-2):
+            raise PairError(
+                f"{type(self.programs.estimator).__name__} runs the guide twice, and at the same values its density changes: it is "
+                "random beyond its sample statements, as by dropout; put those layers into evaluation mode, or leave the "
+                "estimator out"
+            )
 
     def log_q_at(self, site: str, value: Any) -> Tensor:
         """Return the log density of one guide site at ``value``, a tensor of its shape or a number."""

@@ -326,7 +326,7 @@ def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[
     return values, rows
 
 
-def _support(site: Site, batch_plate: str) -> Tensor:
+def _support(site: Site, batch_plate: str | None) -> Tensor:
     """Return every joint value of a datum's part of the site: (values, batch, event), the batch plate's size being 1."""
     fn, elements = base_of(site.fn), 1
     if not getattr(fn, "has_enumerate_support", False):

@@ -19,7 +19,7 @@ from unigen.engines.programs import Programs, Site, family_of, swapped
 from unigen.engines.pure import unvalidated
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.modes import evaluating
-from unigen.pair import Pair
+from unigen.pair import Pair, PairError
 from unigen.streams import isolated
 
 __all__ = ["LatentSpace", "columns_of", "device_of", "frozen", "pieces_of", "rows_of"]
@@ -59,7 +59,7 @@ def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, 
     ]
 
 
-def columns_of(site: Site, batch_plate: str, value: Tensor | None = None) -> Tensor:
+def columns_of(site: Site, batch_plate: str | None, value: Tensor | None = None) -> Tensor:
     """Return a site's value as columns: (S, N, d), or (N, d) without particles, (S, d) or (d,) for a pair of one datum."""
     places = _places(site, batch_plate)
     value = site.value if value is None else value
@@ -67,7 +67,7 @@ def columns_of(site: Site, batch_plate: str, value: Tensor | None = None) -> Ten
     return moved.reshape(*moved.shape[: len(places)], -1)
 
 
-def _places(site: Site, batch_plate: str) -> tuple[int, ...]:
+def _places(site: Site, batch_plate: str | None) -> tuple[int, ...]:
     """Return the dimensions of the value that hold particles and data, counted from its end."""
     by_name = {frame.name: frame.dim for frame in site.frames}
     return tuple(by_name[name] - len(site.fn.event_shape) for name in ("_particles", batch_plate) if name in by_name)
@@ -161,9 +161,14 @@ class LatentSpace:
             return self.pack({name: sites[name].value for name in self.names})
 
     def has_guide(self) -> bool:
-        """Say whether the guide infers the latents of the model."""
+        """Say whether the guide infers the latents of the model, and has a density at values that are not its own samples."""
         with torch.random.fork_rng(devices=[d for d in [device_of(self.data)] if d.type == "cuda"]), torch.no_grad():
-            return set(self.programs.run("guide", self.data)) == set(self.names)
+            if set(self.programs.run("guide", self.data)) != set(self.names):
+                return False
+            try:
+                return bool(torch.isfinite(self.log_guide(self.from_prior())).all())
+            except PairError:  # a flow without an inverse
+                return False
 
     def log_model(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x|u), each (S, N)."""

@@ -23,6 +23,7 @@ from unigen.engines.programs import Programs
 from unigen.evaluate import (
     Annealing,
     Protocol,
+    evaluate,
     guide_draws,
     log_importance_weights,
     log_likelihood,

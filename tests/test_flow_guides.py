@@ -291,7 +291,7 @@ def rows() -> Tensor:
         routines.iwae(4, "doubly_reparameterized"),
         routines.reweighted_wake_sleep(4, sleep=False),
     ],
-    ids=str,
+    ids=lambda routine: routine.name,
 )
 def test_autonormal_is_the_guide_written_by_hand(routine: Any, rows: Tensor) -> None:
     pair = auto(autoguide.AutoNormal, rows)

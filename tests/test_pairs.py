@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
 from unigen import routines
 from unigen.engines import eager
@@ -432,3 +434,66 @@ def test_a_phase_of_log_p_sees_the_likelihood_and_the_prior_apart():
     torch.testing.assert_close(sample.log_prior, prior)
     torch.testing.assert_close(sample.log_likelihood + prior, log_p(sample))
     assert Phase(log_p, Wake(3), ("theta",)).move == ("theta",)
+
+
+# -- data that may be left out -----------------------------------------------------------------------------------------
+
+
+class Labelled(PyroModule):
+    """y ~ Categorical, z ~ N(0, 1), x ~ N(W (y, z), 1): a label that is latent where it is not given (Kingma et al. 2014)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.OneHotCategorical(x.new_ones(3) / 3), obs=y)
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.linear(torch.cat([label, z], -1)), 1.0).to_event(1), obs=x)
+
+
+class LabelledGuide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier, self.linear = nn.Linear(2, 3), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.OneHotCategorical(logits=self.classifier(x))) if y is None else y
+            both = torch.cat([x.expand(*label.shape[:-1], 2), label], -1)
+            pyro.sample("z", dist.Normal(self.linear(both), 1.0).to_event(1))
+
+
+def unlabelled(program: type[Any]) -> Any:
+    """The same program without the argument for a label."""
+
+    class Without(program):
+        def forward(self, x: Tensor) -> None:
+            super().forward(x)
+
+    return Without()
+
+
+@pytest.mark.parametrize(
+    "routine", [routines.wake_sleep, routines.reweighted_wake_sleep(3), routines.vimco(3)], ids=str
+)
+def test_a_label_that_is_left_out_is_latent_in_every_phase(routine):
+    pair, plain = Pair(Labelled(), LabelledGuide()), Pair(unlabelled(Labelled), unlabelled(LabelledGuide))
+    plain.load_state_dict(pair.state_dict())
+    x = torch.randn(6, 2)
+    for phase in routine:
+        gradients = []
+        for each in (pair, plain):
+            torch.manual_seed(3)
+            _, surrogate = eager.objective(phase, each, {"x": x})
+            gradients.append(torch.autograd.grad(surrogate, each.group(*phase.move), allow_unused=True))
+        assert all(g is not None for g in gradients[0])
+        for ours, theirs in zip(*gradients, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_label_that_is_given_is_dreamt_with_the_rest():
+    pair, x, y = Pair(Labelled(), LabelledGuide()), torch.randn(6, 2), torch.eye(3)[torch.arange(6) % 3]
+    draw = eager.draw(Sleep(), Programs(pair, ("phi",)), {"x": x, "y": y})
+    assert set(draw.sites("guide")) == {"z"} and not torch.equal(draw["x"], x)

@@ -78,7 +78,7 @@ class Draw:
             data = self.data
         else:
             values = {site.name: site.value for site in self.sites("model").values()}
-            data = {**self.data, **{name: values[name] for name in self.pair.arguments if name in values}}
+            data = {name: values.get(name, value) for name, value in self.data.items()}  # what is not given is inferred
         sites = self.programs.run(
             which,
             data,

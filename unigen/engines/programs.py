@@ -197,7 +197,7 @@ class Programs:
     def dream(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
         """Dream new data from the model, without gradient, by argument name."""
         sites = self.run("model", data, dream=True, detach=True)
-        dreamt = {name: sites[name].value for name in self.pair.arguments if name in sites}
+        dreamt = {name: sites[name].value for name in data if name in sites}
         if not dreamt:
             raise PairError(
                 f"the model dreams no data: none of its sites is named as an argument ({', '.join(self.pair.arguments)}); "

@@ -476,7 +476,9 @@ def unlabelled(program: type[Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "routine", [routines.wake_sleep, routines.reweighted_wake_sleep(3), routines.vimco(3)], ids=str
+    "routine",
+    [routines.wake_sleep, routines.reweighted_wake_sleep(3), routines.vimco(3)],
+    ids=lambda routine: routine.name,
 )
 def test_a_label_that_is_left_out_is_latent_in_every_phase(routine):
     pair, plain = Pair(Labelled(), LabelledGuide()), Pair(unlabelled(Labelled), unlabelled(LabelledGuide))

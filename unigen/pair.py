@@ -20,6 +20,8 @@ from typing import Any
 import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import Transform
+from torch.utils._pytree import tree_leaves
 
 from unigen.averages import Averages
 from unigen.names import nearest
@@ -152,11 +154,11 @@ class Pair(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
         same = self.__class__.__new__(self.__class__)
         memo[id(self)] = same
-        for module in self.modules():  # what the transforms of a flow remember is part of a graph, which has no copy
-            for value in vars(module).values():
-                for part in value if isinstance(value, tuple) else (value,):
-                    if isinstance(part, Tensor) and not part.is_leaf:
-                        memo[id(part)] = part.detach().clone()
+        for module in self.modules():  # a copy of a flow's transform remembers nothing of its last call
+            remembered = vars(module).items() if isinstance(module, Transform) else ()
+            for part in tree_leaves([value for name, value in remembered if name.startswith("_cache")]):
+                if isinstance(part, Tensor):
+                    memo[id(part)] = None
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables", "compiled")}
         same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}, "compiled": {}})
         return same

@@ -122,7 +122,7 @@ def sample(
             raise ValueError(f"{sampler} has no option {name!r}; {nearest(name, known)}")
 
     from unigen.engines.lowering import lower, precision
-    from unigen.engines.tape import ELSEWHERE
+    from unigen.engines.tape import EAGERLY, ELSEWHERE
     from unigen.engines.unconstrained import Unconstrained, in_double
 
     pair = model if isinstance(model, Pair) else Pair(model)
@@ -132,7 +132,10 @@ def sample(
         try:
             log_density, values = lower(latents.log_density, middle), lower(latents.values, middle)
         except Unsupported as error:
-            raise Unsupported(str(error).replace(f"; {ELSEWHERE}", "").replace(f", or {ELSEWHERE}", "")) from error
+            reason = str(error)
+            for remedy in (ELSEWHERE, EAGERLY):  # of training; there is no other sampler
+                reason = reason.removesuffix(remedy).removesuffix(", or ").removesuffix("; ")
+            raise Unsupported(reason) from error
 
     chains = _chains(chains, sampler, latents.size)
     with precision():

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.surroundings import plainly
-from unigen.engines.tape import ELSEWHERE, Node, Ref, Tape, frozen
+from unigen.engines.tape import EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
 
 __all__ = ["capture"]
@@ -72,7 +72,7 @@ class _Recorder(TorchDispatchMode):
         if not static and (len(made) == 0 or torch.Tag.data_dependent_output in func.tags or _grows(name, args)):
             raise Unsupported(
                 f"{name} makes the program depend on the values of its data, in {memory.places.here()}; "
-                f"write it with torch.where, or {ELSEWHERE}"
+                f"write it with torch.where, or {EAGERLY}"
             )
         memory.places.keep()
         views = {}

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["ELSEWHERE", "Node", "Ref", "Shape", "Tape", "frozen"]
+__all__ = ["EAGERLY", "ELSEWHERE", "Node", "Ref", "Shape", "Tape", "frozen"]
 
-ELSEWHERE = "use engine='eager' or engine='compiled'"
+EAGERLY = "use engine='eager'"
+ELSEWHERE = f"{EAGERLY} or engine='compiled'"
 
 
 @dataclass(frozen=True)

@@ -499,3 +499,50 @@ def test_a_label_that_is_given_is_dreamt_with_the_rest():
     pair, x, y = Pair(Labelled(), LabelledGuide()), torch.randn(6, 2), torch.eye(3)[torch.arange(6) % 3]
     draw = eager.draw(Sleep(), Programs(pair, ("phi",)), {"x": x, "y": y})
     assert set(draw.sites("guide")) == {"z"} and not torch.equal(draw["x"], x)
+
+
+# -- events of any shape -----------------------------------------------------------------------------------------------
+
+
+class ImageGame(PyroModule):
+    """A generator of images (1, 4, 4), beside data of that shape; ``flat``: as rows of 16."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.linear = flat, nn.Linear(2, 16)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", 2 * len(x)):
+            pyro.sample("y", Stratified.of(x))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            made = self.linear(z[len(x) :])
+            both = torch.cat([x, made if self.flat else made.reshape(-1, 1, 4, 4)])
+            pyro.sample("x", Implicit(both) if self.flat else Implicit(both).to_event(2))
+
+
+class ImageCritic(PyroModule):
+    """A convolution whose features are averaged, so that it would take images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(1, 3, 2), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            features = torch.tanh(self.convolution(x.reshape(len(x), 1, -1, 4))).mean((-1, -2))
+            pyro.sample("y", dist.Bernoulli(logits=self.linear(features).squeeze(-1)))
+
+
+@pytest.mark.parametrize("routine", [routines.gan, routines.wgan_gp, routines.mmd], ids=lambda routine: routine.name)
+def test_a_game_of_images_is_that_of_their_rows(routine):
+    images, rows = (Pair(ImageGame(flat), ImageCritic(), likelihood="none") for flat in (False, True))
+    rows.load_state_dict(images.state_dict())
+    x = torch.randn(5, 1, 4, 4)
+    for phase in routine:
+        found = []
+        for pair, data in ((images, x), (rows, x.flatten(1))):
+            torch.manual_seed(3)
+            value, surrogate = eager.objective(phase, pair, data)
+            found.append([value, *torch.autograd.grad(surrogate, pair.group(*phase.move))])
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)

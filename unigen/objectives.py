@@ -179,13 +179,14 @@ class GradientPenalized:
     weight: float = 10.0
 
     def __call__(self, draw: Any) -> Tensor:
-        real, generated = (
-            draw["x"].detach().chunk(2, -2)
-        )  # the pair's plate holds the data first (pairs/adversarial.py)
-        between = torch.lerp(real, generated, torch.rand_like(real[..., :1])).requires_grad_()
+        rows = draw.depth  # an event has any shape; the pair's plate holds the data first (pairs/adversarial.py)
+        real, generated = draw["x"].detach().chunk(2, rows - 1)
+        part = torch.rand_like(real.flatten(rows)[..., :1])
+        between = torch.lerp(real, generated, part.reshape(*part.shape[:rows], *[1] * (real.dim() - rows)))
+        between.requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(critic(draw, x=between).sum(), between, create_graph=True)
-        penalty = (slope.square().sum(-1).add(1e-12).sqrt() - 1).square()
+        penalty = (slope.flatten(rows).square().sum(-1).add(1e-12).sqrt() - 1).square()
         return critic_gap(draw) - self.weight * torch.cat([penalty, penalty], -1)
 
 
@@ -221,7 +222,7 @@ class Mmd:
     couples_data: bool = field(default=True, repr=False)
 
     def __call__(self, draw: Any) -> Tensor:
-        real, generated = draw["x"].chunk(2, -2)
+        real, generated = draw["x"].flatten(draw.depth).chunk(2, -2)
         scale = (2 * real.detach().var(-2).sum()).sqrt()
         return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
 

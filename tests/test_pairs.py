@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from unigen import routines
 from unigen.engines import eager
+from unigen.engines.checks import check
 from unigen.engines.programs import Programs
+from unigen.evaluate import Annealing, Protocol, annealed_log_likelihood, evaluate, guide_draws
 from unigen.kernels import Gibbs, Langevin
 from unigen.networks import networks
 from unigen.objectives import log_p
-from unigen.pair import Pair
+from unigen.pair import Pair, PairError
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import DiscretizedLogistic, Implicit, Stratified
 from unigen.pairs.mixture import SMALLEST_SCALE
@@ -546,3 +548,86 @@ def test_a_game_of_images_is_that_of_their_rows(routine):
             found.append([value, *torch.autograd.grad(surrogate, pair.group(*phase.move))])
         for ours, theirs in zip(*found, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+# -- deterministic values and factors ----------------------------------------------------------------------------------
+
+
+class Said(PyroModule):
+    """z ~ N(0, I), x ~ N(W z, I); says W z by ``pyro.deterministic``, or has a factor."""
+
+    def __init__(self, says: str = "") -> None:
+        super().__init__()
+        self.says, self.linear = says, nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.linear(z)
+            if self.says == "value":
+                pyro.deterministic("loc", loc, event_dim=1)
+            if self.says == "factor":
+                pyro.factor("tilt", -z.square().sum(-1))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+class SaidGuide(PyroModule):
+    """z ~ N(V x, 1); says V x beside the plate."""
+
+    def __init__(self, says: bool = False) -> None:
+        super().__init__()
+        self.says, self.linear = says, nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> None:
+        loc = self.linear(x)
+        if self.says:
+            loc = pyro.deterministic("of_z", loc, event_dim=1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def gradients(routine: Any, pair: Pair, x: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+    for phase in routine:
+        torch.manual_seed(3)
+        value, surrogate = eager.objective(phase, pair, x)
+        found += [value, *torch.autograd.grad(surrogate, pair.group(*phase.move))]
+    return found
+
+
+@pytest.mark.parametrize(
+    "routine",
+    [
+        routines.vae(3, "sticking_the_landing"),
+        routines.iwae(3, "doubly_reparameterized"),
+        routines.wake_sleep,
+        routines.reweighted_wake_sleep(3),
+    ],
+    ids=lambda routine: routine.name,
+)
+def test_deterministic_values_change_nothing(routine):
+    plain, saying = Pair(Said(), SaidGuide()), Pair(Said("value"), SaidGuide(True))
+    saying.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 3)
+    for ours, theirs in zip(gradients(routine, saying, x), gradients(routine, plain, x), strict=True):
+        assert torch.equal(ours, theirs)
+    draw = eager.draw(Wake(), Programs(saying), {"x": x})
+    assert draw["loc"].shape == (5, 3) and draw["of_z"].shape == (5, 2)
+    assert guide_draws(saying, x, 7).keys() == {"z"}
+    settings = Annealing(20, 2, 2)
+    ours, theirs = (annealed_log_likelihood(pair, x, settings, seed=1) for pair in (saying, plain))
+    assert ours.value == pytest.approx(theirs.value, abs=1e-5) and "from the guide" in ours.how
+
+
+def test_a_factor_counts_and_is_not_dreamt():
+    pair, x = Pair(Said("factor"), SaidGuide()), torch.randn(5, 3)
+    draw = eager.draw(Wake(), Programs(pair), {"x": x})
+    tilt = -draw["z"].square().sum(-1)
+    sites = draw.sites("model")
+    plain = sites["z"].fn.log_prob(draw["z"]) + sites["x"].fn.log_prob(x)
+    assert torch.allclose(draw.log_p, plain + tilt, atol=1e-5)
+    with pytest.raises(PairError, match="'tilt' is a factor"):
+        check(routines.wake_sleep, pair, x)
+    check(routines.reweighted_wake_sleep(3, sleep=False), pair, x)
+    refused = [refusal.name for refusal in evaluate(pair, x, Protocol(5, 30, 2, Annealing(10, 2, 2), 4)).refusals]
+    assert refused == ["bounds on simulated data", "calibration"]

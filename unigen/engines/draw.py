@@ -72,8 +72,7 @@ class Draw:
         )
 
     def _run_second(self, which: str) -> dict[str, Site]:
-        latent = [site for site in self.sites(self.first).values() if not (site.observed or site.auxiliary)]
-        values = {site.name: site.value for site in latent}
+        values = {site.name: site.value for site in self.sites(self.first).values() if site.latent}
         if self.first == "guide":
             data = self.data
         else:
@@ -200,7 +199,7 @@ class Draw:
         return log_density.sum(summed) if summed else log_density
 
     def _total(self, which: str, sites: Iterable[Site]) -> Tensor:
-        densities = [self.density(which, site) for site in sites]
+        densities = [self.density(which, site) for site in sites if not site.weightless]
         if not densities:
             return torch.zeros(())
         total = densities[0]

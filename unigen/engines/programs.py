@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Delta, Independent, Unit
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -56,6 +56,16 @@ class Site(NamedTuple):
     mask: Any
     auxiliary: bool  # of the guide alone: what an autoguide draws a latent's value from
 
+    @property
+    def latent(self) -> bool:
+        """Whether it is a latent of the model, not data, a deterministic value or an auxiliary site."""
+        return not (self.observed or self.auxiliary)
+
+    @property
+    def weightless(self) -> bool:
+        """Whether its density is left out by ``mask(False)``, as that of ``pyro.deterministic``."""
+        return getattr(self.fn, "_mask", None) is False
+
 
 class _Record(Messenger):
     """Record every sample statement; take values from ``values``, dream the observed ones, detach where told.
@@ -76,6 +86,11 @@ class _Record(Messenger):
         if msg["is_observed"]:
             if not self.dream:
                 return
+            if isinstance(msg["fn"], Unit):
+                raise PairError(
+                    f"site '{msg['name']}' is a factor, so that what the model's sample statements draw is not of its joint "
+                    "density; use routines without a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
+                )
             self.was_observed.add(msg["name"])
             msg["is_observed"] = False
         if msg["name"] in self.values:
@@ -304,7 +319,7 @@ def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
 def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
     nesting = programs.layout(data).nesting
     with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
-        sites = programs.run("guide", data)
+        sites = {name: site for name, site in programs.run("guide", data).items() if not site.observed}
     supports = {name: _support(site, programs.pair.batch_plate) for name, site in sites.items()}
     rows = 1
     for support in supports.values():

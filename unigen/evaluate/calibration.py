@@ -142,7 +142,7 @@ def _ranks(
         values = dict(posterior(data, draws))
     else:
         sites = Programs(pair).run("guide", data, particles=draws)
-        values = {name: site.value for name, site in sites.items() if not site.auxiliary}
+        values = {name: site.value for name, site in sites.items() if site.latent}
     if set(values) != set(truth):
         raise Refused(
             f"the posterior to be calibrated draws {', '.join(sorted(values)) or 'nothing'}, and the model's latents are "
@@ -167,7 +167,7 @@ def _model_at(
     """Return the latents' values as columns, and log p(x|z)."""
     sites = Programs(pair).run("model", data, values=values, particles=particles).values()
     reader = Draw(Programs(pair), data, particles, "guide")
-    densities = [reader.per_datum(site, site.value) for site in sites if site.observed]
+    densities = [reader.per_datum(site, site.value) for site in sites if site.observed and not site.weightless]
     latents = {site.name: columns_of(site, pair.batch_plate) for site in sites if not site.observed}
     return latents, torch.stack(torch.broadcast_tensors(*densities)).sum(0)
 

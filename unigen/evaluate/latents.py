@@ -163,7 +163,8 @@ class LatentSpace:
     def has_guide(self) -> bool:
         """Say whether the guide infers the latents of the model, and has a density at values that are not its own samples."""
         with torch.random.fork_rng(devices=[d for d in [device_of(self.data)] if d.type == "cuda"]), torch.no_grad():
-            if set(self.programs.run("guide", self.data)) != set(self.names):
+            sites = self.programs.run("guide", self.data).values()
+            if {site.name for site in sites if not site.observed} != set(self.names):
                 return False
             try:
                 return bool(torch.isfinite(self.log_guide(self.from_prior())).all())
@@ -176,6 +177,8 @@ class LatentSpace:
         sites = self.programs.run("model", self.data, values=values, particles=self.chains, grad=True)
         prior, likelihood = log_jacobian, torch.zeros_like(log_jacobian)
         for site in sites.values():
+            if site.weightless:
+                continue
             density = self._draw.per_datum(site, site.value).reshape(u.shape[:2])
             if site.observed:
                 likelihood = likelihood + density
@@ -187,7 +190,8 @@ class LatentSpace:
         """Return log q(u|x), (S, N)."""
         values, total = self.unpack(u)
         for site in self.programs.run("guide", self.data, values=values, particles=self.chains, grad=True).values():
-            total = total + self._draw.per_datum(site, site.value).reshape(u.shape[:2])
+            if not site.weightless:
+                total = total + self._draw.per_datum(site, site.value).reshape(u.shape[:2])
         return total
 
 

@@ -71,7 +71,7 @@ def active_units(pair: Pair, x: Any, draws: int = 8, seed: int = 0) -> ActiveUni
             for half in halves:
                 sites = Programs(pair).run("guide", piece, particles=max(1, draws // 2))
                 for name, site in sites.items():
-                    if site.auxiliary or family_of(site.fn) == "Categorical":
+                    if not site.latent or family_of(site.fn) == "Categorical":
                         continue  # no latent of the model, or labels, without an order or a scale
                     half.setdefault(name, []).append(
                         columns_of(site, pair.batch_plate, _conditional_mean(site)).double().mean(0)
@@ -108,7 +108,7 @@ def guide_draws(pair: Pair, x: Any, draws: int = 1000, seed: int = 0) -> dict[st
     data = pair.bind(x)
     with isolated(seed, device_of(data)), evaluating(pair):
         sites = Programs(pair).run("guide", data, particles=draws)
-        return {name: site.value for name, site in sites.items() if not site.auxiliary}
+        return {name: site.value for name, site in sites.items() if site.latent}
 
 
 def against_reference(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, tuple[Figure, ...]]:

@@ -23,7 +23,7 @@ from unigen.engines.programs import Programs
 from unigen.evaluate import Annealing, Protocol, annealed_log_likelihood, evaluate, guide_draws
 from unigen.kernels import Gibbs, Langevin
 from unigen.networks import networks
-from unigen.objectives import log_p
+from unigen.objectives import log_p, log_q
 from unigen.pair import Pair, PairError
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import DiscretizedLogistic, Implicit, Stratified
@@ -631,3 +631,24 @@ def test_a_factor_counts_and_is_not_dreamt():
     check(routines.reweighted_wake_sleep(3, sleep=False), pair, x)
     refused = [refusal.name for refusal in evaluate(pair, x, Protocol(5, 30, 2, Annealing(10, 2, 2), 4)).refusals]
     assert refused == ["bounds on simulated data", "calibration"]
+
+
+@pytest.mark.parametrize("name", ["x_0", "evidence"])
+def test_an_observation_that_is_no_argument_is_not_dreamt(name):
+    """The guide would see the data in its place, or a condition would be forgotten, and the sleep phase learn from both."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            if name == "evidence":
+                pyro.sample("x", dist.Normal(x.new_zeros(3), 1.0).to_event(1), obs=x)
+                pyro.sample("evidence", dist.Bernoulli(logits=z.sum(-1)), obs=x.new_ones(len(x)))
+            else:
+                pyro.sample("x_0", dist.Normal(z, 1.0).to_event(1), obs=x[:, :2])
+
+    pair, x = Pair(model, SaidGuide()), torch.randn(5, 3)
+    check(routines.iwae(3), pair, x)
+    with pytest.raises(PairError, match=f"site '{name}' is observed and named as no argument"):
+        check((Phase(log_q, Sleep(), ("phi",)),), pair, x)
+    found = evaluate(pair, x, Protocol(5, 30, 2, Annealing(10, 2, 2), 4))
+    assert [refusal.name for refusal in found.refusals] == ["bounds on simulated data", "calibration"]

@@ -185,6 +185,13 @@ class Programs:
             if frozen:
                 stack.enter_context(self.held(which))
             self.pair.runner(which)(**arguments)
+        for name, site in record.sites.items():
+            if name in record.was_observed and name not in data and not site.weightless:
+                raise PairError(
+                    f"site '{name}' is observed and named as no argument of the model's data ({', '.join(data)}), so that a dream "
+                    "of it would reach nobody; observe an argument under its own name, pyro.sample('x', ..., obs=x), or use "
+                    "routines without a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
+                )
         return record.sites
 
     @contextmanager

@@ -3,8 +3,9 @@
 Conventions that every engine relies on:
 
 * The arguments of ``model`` and ``guide`` are data, named as the sites that observe them (``def forward(self, x)`` with
-  ``pyro.sample("x", ..., obs=x)``). In the sleep phase the dreamt value of a site takes its argument's place; an argument
-  that no site is named after is a covariate and stays. An argument that may be left out (``y=None``) is latent where it is.
+  ``pyro.sample("x", ..., obs=x)``). In the sleep phase the dreamt value of a site takes its argument's place, so
+  an observed site of another name is refused there; an argument that no site is named after is a covariate and stays. An
+  argument that may be left out (``y=None``) is latent where it is.
 * ``pyro.plate("data", len(x))`` makes the rows of a batch independent: densities are then per datum, (N,). A program
   without that plate is one datum, whatever plates it has inside: densities are ().
 """

@@ -593,22 +593,9 @@ def test_the_likelihood_of_a_game_keeps_its_scale_and_leaves_the_one_it_was_give
     check(routines.vae, latent(shared(), likelihood), rows())
 
 
-def in_plate(name: str) -> Pair:
-    def model(linear: Any, x: Tensor) -> None:
-        with pyro.plate(name, len(x)):
-            z = pyro.sample("z", normal(torch.zeros(2)))
-            pyro.sample("x", normal(linear(z)), obs=x)
-
-    def guide(linear: Any, x: Tensor) -> None:
-        with pyro.plate(name, len(x)):
-            pyro.sample("z", normal(linear(x)))
-
-    return pair_of(model, guide)
-
-
 def test_rows_in_a_plate_of_another_name_are_warned_of():
-    pair = in_plate("batch")
-    with pytest.warns(UserWarning, match=r"plate 'batch'.*4 rows.*batch_plate='batch'.*batch_plate=None"):
+    pair = pair_of(batch_plate="rows")
+    with pytest.warns(UserWarning, match=r"plate 'data'.*4 rows.*batch_plate='data'.*batch_plate=None"):
         check(routines.iwae(3), pair, rows())
     pair.batch_plate = None
     check(routines.iwae(3), pair, rows())  # a warning would be an error here

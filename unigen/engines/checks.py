@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
-from unigen.engines.programs import Programs, Site, base_of, family_of
+from unigen.engines.programs import Programs
+from unigen.engines.sites import Site, base_of, family_of
 from unigen.pair import Pair, PairError, _nothing
 from unigen.phases import Phase, Routine
 

@@ -14,7 +14,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import Programs, Site, family_of, unreached
+from unigen.engines.programs import Programs, unreached
+from unigen.engines.sites import Site, family_of
 from unigen.pair import PairError
 from unigen.phases import DoublyReparameterized, Pathwise, ScoreFunction, StickingTheLanding
 

@@ -1,4 +1,4 @@
-"""Running a pair's programs under Pyro's handlers: what every sample statement did, and every value of discrete sites."""
+"""Running a pair's programs: as one phase wants them, how their plates nest, and every value of discrete sites."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Delta, Independent, Unit
 from pyro.infer.inspect import get_dependencies
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unigen.engines.inverses import forget
+from unigen.engines.sites import Record, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 
-__all__ = ["Layout", "Programs", "Site", "base_of", "enumerate_sites", "family_of", "swapped", "unreached"]
+__all__ = ["Layout", "Programs", "enumerate_sites", "swapped", "unreached"]
 
 MOST_JOINT_VALUES = 2**16
 
@@ -42,98 +39,6 @@ def swapped(module: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[N
     finally:
         for holder, name, tensor in places:
             holder[name] = tensor
-
-
-class Site(NamedTuple):
-    """What one sample statement did."""
-
-    name: str
-    fn: Any
-    value: Tensor
-    observed: bool
-    frames: tuple[Any, ...]
-    scale: Any
-    mask: Any
-    auxiliary: bool  # of the guide alone: what an autoguide draws a latent's value from
-
-    @property
-    def latent(self) -> bool:
-        """Whether it is a latent of the model, not data, a deterministic value or an auxiliary site."""
-        return not (self.observed or self.auxiliary)
-
-    @property
-    def weightless(self) -> bool:
-        """Whether its density is left out by ``mask(False)``, as that of ``pyro.deterministic``."""
-        return getattr(self.fn, "_mask", None) is False
-
-
-class _Record(Messenger):
-    """Record every sample statement; take values from ``values``, dream the observed ones, detach where told.
-
-    Entered first, hence outermost: plates have expanded a site's distribution before a value is drawn here.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], dream: bool, detach: bool) -> None:
-        super().__init__()
-        self.values, self.dream, self.detach = values, dream, detach
-        self.sites: dict[str, Site] = {}
-        self.was_observed: set[str] = set()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        forget(msg["fn"])  # weights have moved since its transforms were called
-        if msg["is_observed"]:
-            if not self.dream:
-                return
-            if isinstance(msg["fn"], Unit):
-                raise PairError(
-                    f"site '{msg['name']}' is a factor, so that what the model's sample statements draw is not of its joint "
-                    "density; use routines without a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
-                )
-            self.was_observed.add(msg["name"])
-            msg["is_observed"] = False
-        if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-        elif self.values and _is_auxiliary(msg) and msg["name"] not in self.was_observed:
-            raise PairError(
-                f"site '{msg['name']}' is auxiliary, so that its program has no density at given values of the latents; use a "
-                "routine that takes them from this program, the guide in its wake phase (vae, iwae)"
-            )
-        elif self.detach or not msg["fn"].has_rsample:
-            with torch.no_grad():
-                msg["value"] = msg["fn"].sample()
-            if torch.is_grad_enabled():  # the sample has no gradient, its density has
-                forget(msg["fn"])
-                _check_place(msg)
-        else:
-            msg["value"] = msg["fn"].rsample()
-        msg["done"] = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        name = msg["name"]
-        if name in self.sites:
-            raise PairError(f"site '{name}' is sampled twice by one program; give each sample statement its own name")
-        frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
-        observed = msg["is_observed"] or name in self.was_observed
-        auxiliary = _is_auxiliary(msg)
-        self.sites[name] = Site(name, msg["fn"], msg["value"], observed, frames, msg["scale"], msg["mask"], auxiliary)
-
-
-def _is_auxiliary(msg: Any) -> bool:
-    return bool(msg["infer"].get("is_auxiliary"))
-
-
-def _check_place(msg: Any) -> None:
-    """Refuse a point mass that parameters move: where its sample is held fixed, its density says nothing of them."""
-    fn = base_of(msg["fn"])
-    if isinstance(fn, Delta) and fn.v.requires_grad:
-        raise PairError(
-            f"site '{msg['name']}' is a Delta that parameters move, which no density of a fixed sample tells; use a pathwise "
-            "gradient (vae, iwae), or give the site a distribution with a density"
-        )
 
 
 class Layout(NamedTuple):
@@ -176,10 +81,10 @@ class Programs:
         """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
         names = self.pair.arguments if which == "model" else self.pair.guide_arguments
         arguments = {name: data[name] for name in names if name in data}
-        nesting = 0 if particles is None else self.layout(data).nesting  # before _Record, which would record the probe
+        nesting = 0 if particles is None else self.layout(data).nesting  # before Record, which would record the probe
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
-            record = stack.enter_context(_Record(values or {}, dream, detach))
+            record = stack.enter_context(Record(values or {}, dream, detach))
             if particles is not None:
                 stack.enter_context(pyro.plate("_particles", particles, dim=-1 - nesting))
             if frozen:
@@ -226,18 +131,6 @@ class Programs:
                 "observe one with pyro.sample(name, ..., obs=name)"
             )
         return dreamt
-
-
-def base_of(fn: Any) -> Any:
-    """Return a distribution without its ``to_event`` wrappers."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def family_of(fn: Any) -> str:
-    """Return the name of a distribution's family, as messages call it."""
-    return type(base_of(fn)).__name__.removeprefix("Expanded")
 
 
 def _devices(data: Mapping[str, Any]) -> list[torch.device]:

@@ -19,7 +19,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from unigen.engines.programs import base_of, family_of, swapped
+from unigen.engines.programs import swapped
+from unigen.engines.sites import base_of, family_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw
-from unigen.engines.programs import Programs, Site, family_of, swapped
+from unigen.engines.programs import Programs, swapped
 from unigen.engines.pure import unvalidated
+from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError

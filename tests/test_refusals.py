@@ -321,10 +321,6 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     ),
     "leave one out, no particles": (lambda: (left_out(None), bits_pair(), rows()), ("LeaveOneOut", "two particles")),
     "leave one out, neither": (lambda: (left_out(3, averaged), bits_pair(), rows()), ("averaged", "iwae")),
-    "unknown control variate": (
-        lambda: ((Phase(elbo, Wake(), BOTH, control_variate="mean"),), bits_pair(), rows()),
-        ("'mean'", "control variate"),
-    ),
     # -- densities that are not there --
     "implicit, vae": (lambda: (routines.vae, pair_of(implicit_model), rows()), GAME),
     "implicit, iwae": (lambda: (routines.iwae, pair_of(implicit_model), rows()), GAME),
@@ -650,6 +646,17 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "nothing moves": (lambda: Phase(elbo, Wake(), ()), ("theta, phi, psi", "()")),
     "unknown group": (lambda: Phase(elbo, Wake(), ("tehta",)), ("theta, phi, psi", "tehta")),
     "a group as a string": (lambda: Phase(elbo, Wake(), "theta"), ("theta, phi, psi", "'theta'")),  # type: ignore[arg-type]
+    "a control variate by name": (
+        lambda: Phase(elbo, Wake(), BOTH, control_variate="baseline"),  # type: ignore[arg-type]
+        ("control_variate='baseline'", "LeaveOneOut()"),
+    ),
+    "the class of an estimator": (
+        lambda: Phase(elbo, Wake(), BOTH, estimator=ScoreFunction),  # type: ignore[arg-type]
+        ("estimator=", "ScoreFunction()"),
+    ),
+    "the class of an expectation": (lambda: Phase(elbo, Wake, BOTH), ("under=", "Wake()")),  # type: ignore[arg-type]
+    "an objective by name": (lambda: Phase("elbo", Wake(), BOTH), ("'elbo'", "function")),  # type: ignore[arg-type]
+    "data of numpy": (lambda: pair_of().bind(rows().numpy()), ("'x'", "ndarray", "torch tensor")),
     "no steps": (lambda: Phase(elbo, Wake(), BOTH, steps=0), ("at least one step", "0")),
     "no particles": (lambda: Wake(0), ("particles", "0")),
     "no particles asleep": (lambda: Sleep(-1), ("particles", "-1")),

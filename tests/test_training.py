@@ -124,6 +124,18 @@ def test_an_iterable_of_batches_is_restarted_and_an_empty_one_refused():
         fit([], routines.vae, small(), steps=1, progress=False)
 
 
+def test_what_is_no_routine_pair_or_optimizer_is_refused_in_a_sentence():
+    x, pair = torch.zeros(4, 64), small()
+    fit(x, (phase for phase in routines.wake_sleep), pair, steps=1, progress=False)
+    for routine in ("vae", routines.vae[0], ()):
+        with pytest.raises(PairError, match="a routine is a tuple of phases"):
+            fit(x, routine, pair, steps=1)
+    with pytest.raises(TypeError, match="trains a Pair; got Tensor"):
+        fit(pair, routines.vae, x, steps=1)
+    with pytest.raises(TypeError, match="dict by parameter group.*got Adam"):
+        fit(x, routines.vae, pair, torch.optim.Adam(pair.parameters()), steps=1)
+
+
 def rates_of(digits, settings: Optimizer, schedule: Falling) -> list[dict[str, float]]:
     """Return the learning rate of each group at each of ten steps."""
     pair, rates = small(), []

@@ -178,9 +178,11 @@ class Pair(nn.Module):
             data = dict(zip(self.arguments, values, strict=False))
             if len(values) > len(self.arguments):
                 raise PairError(f"the model takes {', '.join(self.arguments) or 'no data'}; got {len(values)} values")
-        for name in data:
+        for name, value in data.items():
             if name not in self.arguments:
                 raise PairError(f"data {name!r} is no argument of the model; {nearest(name, self.arguments)}")
+            if hasattr(value, "__len__") and not isinstance(value, Tensor | str):
+                raise PairError(f"data {name!r} is a {type(value).__name__}; give a torch tensor")
         return data
 
     def network(self, name: str) -> nn.Module:

@@ -27,8 +27,10 @@ __all__ = [
     "Baseline",
     "Chain",
     "ClipWeights",
+    "ControlVariate",
     "DoublyReparameterized",
     "Enumerate",
+    "Estimator",
     "Expectation",
     "LeaveOneOut",
     "Objective",
@@ -142,33 +144,41 @@ def _check_count(name: str, count: Any, expectation: Expectation) -> None:
 # A phase without one takes the pathwise gradient where a site has a reparameterization, the score function elsewhere.
 
 
+class Estimator:
+    """A description of how the gradient of an expectation is estimated."""
+
+
+class ControlVariate:
+    """A description of what is taken from the signal of the score function, which leaves the mean of the gradient as it is."""
+
+
 @dataclass(frozen=True)
-class Pathwise:
+class Pathwise(Estimator):
     """The reparameterization gradient at every site; refused where a site has none."""
 
 
 @dataclass(frozen=True)
-class ScoreFunction:
+class ScoreFunction(Estimator):
     """The score-function (REINFORCE) gradient at every site, reparameterizable ones too."""
 
 
 @dataclass(frozen=True)
-class StickingTheLanding:
+class StickingTheLanding(Estimator):
     """Pathwise, without the score of q at the sample, whose mean is zero (Roeder, Wu & Duvenaud 2017)."""
 
 
 @dataclass(frozen=True)
-class DoublyReparameterized:
+class DoublyReparameterized(Estimator):
     """The doubly reparameterized gradient of ``iwae`` (Tucker, Lawson, Gu & Maddison 2019)."""
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(ControlVariate):
     """Control variate from the other particles: VIMCO for ``iwae``, the mean of the others for a value a particle."""
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(ControlVariate):
     """Control variate from the psi network of this name: a prediction of the signal from x (NVIL).
 
     A network with an output for each latent site of the guide predicts the local signal of each: the signal without what
@@ -217,8 +227,8 @@ class Phase:
     move: tuple[str, ...]
     against: Expectation | None = None
     steps: int = 1
-    estimator: Any = None
-    control_variate: Any = None
+    estimator: Estimator | None = None
+    control_variate: ControlVariate | None = None
     project: Callable[[list[Any]], None] | None = None
     solve: bool = False
 
@@ -226,6 +236,17 @@ class Phase:
         unknown = [group for group in self.move if group not in THETA + PHI + PSI]
         if unknown or not self.move:
             raise ValueError(f"a phase moves some of theta, phi, psi; got move={self.move!r}")
+        if not callable(self.maximize):
+            raise ValueError(f"a phase maximizes a function of a draw, such as objectives.elbo; got {self.maximize!r}")
+        for name, kind, example in (
+            ("under", Expectation, "Wake()"),
+            ("against", Expectation, "Sleep()"),
+            ("estimator", Estimator, "ScoreFunction()"),
+            ("control_variate", ControlVariate, "LeaveOneOut()"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name == "under"):
+                raise ValueError(f"{name} of a phase is of the kind of {example}; got {name}={value!r}")
         if self.steps < 1:
             raise ValueError(f"a phase takes at least one step; got steps={self.steps}")
         object.__setattr__(self, "move", tuple(group for group in THETA + PHI + PSI if group in self.move))

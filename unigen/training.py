@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from unigen.averages import Averages
 from unigen.checkpoints import Checkpoints
 from unigen.engines import engine_named
+from unigen.engines.checks import check_routine
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError
 from unigen.phases import Phase, Routine
@@ -140,6 +141,7 @@ def fit(
     ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a checkpoint
     cannot be written or none is good. A ``StopIteration`` from a callback ends the run early.
     """
+    routine = check_routine(routine)
     running = course(
         loader,
         routine,
@@ -209,6 +211,14 @@ def course(
         raise ValueError("fit needs a budget: steps=... or seconds=...")
     if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
         raise ValueError(f"a budget is not negative; got steps={steps}, seconds={seconds}")
+    if not isinstance(pair, Pair):
+        raise TypeError(f"fit(loader, routine, pair) trains a Pair; got {type(pair).__name__}")
+    if optimizers is not None and not isinstance(optimizers, Mapping):
+        kind = type(optimizers).__name__
+        raise TypeError(
+            f"optimizers are a dict by parameter group, as optimizers_for(routine, pair) makes it; got {kind}"
+        )
+    routine = check_routine(routine)
     module, phases = engine_named(engine), tuple(routine)
     if average is not None:
         pair.averages = Averages.begin(pair, average)

@@ -19,7 +19,7 @@ from unigen.engines.sites import Site, base_of, family_of
 from unigen.pair import Pair, PairError, _nothing
 from unigen.phases import Phase, Routine
 
-__all__ = ["check", "check_once", "check_optimizers"]
+__all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
 
 def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
@@ -29,7 +29,7 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     density, no reparameterization, no value or no per-datum shape, a network that psi lacks, a phase without gradient, a
     parameter that no phase gives one; ``DataError`` for data that are empty or not finite.
     """
-    _check_routine(routine)
+    routine = check_routine(routine)
     data = pair.bind(x)
     _check_data(data)
     devices = {value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda}
@@ -60,17 +60,20 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                 buffer.copy_(old)
 
 
-def _check_routine(routine: Any) -> None:
-    if isinstance(routine, str) or not all(isinstance(phase, Phase) for phase in _tuple(routine)):
+def check_routine(routine: Any) -> Routine | tuple[Phase, ...]:
+    """Return a routine, or the phases of any iterable of them as a tuple; refuse what is neither."""
+    if isinstance(routine, Routine):
+        return routine
+    phases = tuple(routine) if isinstance(routine, Iterable) and not isinstance(routine, str) else (None,)
+    if not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise PairError(f"a routine is a tuple of phases, such as routines.vae; got {routine!r}")
+    return phases  # type: ignore[return-value]
 
 
 def _check_data(data: dict[str, Any]) -> None:
     """Refuse data that are no tensors, empty or not finite."""
     for name, value in data.items():
         if not isinstance(value, Tensor):
-            if hasattr(value, "__len__") and not isinstance(value, str):
-                raise PairError(f"data {name!r} is a {type(value).__name__}; give a torch tensor")
             continue
         if value.layout is not torch.strided or value.is_complex() or value.is_meta:
             kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
@@ -83,10 +86,6 @@ def _check_data(data: dict[str, Any]) -> None:
                 f"data {name!r} has NaN or infinity in {bad} of {value.numel()} values; give finite ones, with a mask as "
                 "another argument where some are missing"
             )
-
-
-def _tuple(routine: Any) -> tuple[Any, ...]:
-    return tuple(routine) if isinstance(routine, Iterable) else (None,)
 
 
 @contextmanager
@@ -284,8 +283,7 @@ def check_optimizers(routine: Iterable[Phase], pair: Pair, optimizers: Mapping[s
 
 def check_once(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     """``check`` at the first use of a routine with a pair."""
-    _check_routine(routine)
-    key = tuple(routine)
+    key = tuple(check_routine(routine))
     try:
         hash(key)
     except TypeError as error:

@@ -157,13 +157,16 @@ class Draw:
         try:
             log_density = site.fn.log_prob(value)
         except (NotImplementedError, KeyError) as error:
-            if not hasattr(site.fn, "transforms"):
-                raise PairError(f"site '{site.name}': {error}") from None
-            kinds = ", ".join(type(transform).__name__ for transform in site.fn.transforms)
-            raise PairError(
-                f"site '{site.name}' has a transform without an inverse ({kinds}), so its density is to be had for its own "
-                "samples with their gradient alone; use vae or iwae, or a transform that has one, such as affine_coupling"
-            ) from None
+            # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
+            if hasattr(site.fn, "transforms") and (not str(error) or "intermediates cache" in str(error)):
+                kinds = ", ".join(type(transform).__name__ for transform in site.fn.transforms)
+                raise PairError(
+                    f"site '{site.name}' has a transform without an inverse ({kinds}), so its density is to be had for its own "
+                    "samples with their gradient alone; use vae or iwae, or a transform that has one, such as affine_coupling"
+                ) from None
+            if isinstance(error, KeyError):
+                raise
+            raise PairError(f"site '{site.name}': {error}") from None
         if not getattr(site.fn, "normalized", True) and not self.programs.allow_unnormalized:
             raise PairError(
                 f"site '{site.name}' has an unnormalized density, so log p means nothing by itself; use a routine that takes "

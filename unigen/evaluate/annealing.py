@@ -26,7 +26,7 @@ from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
 from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, rows_of
 from unigen.names import nearest
-from unigen.pair import Pair, Unsupported
+from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
 
 __all__ = [
@@ -333,8 +333,11 @@ def simulate(pair: Pair, data: dict[str, Any], first: int, rows: int) -> tuple[d
             name: value[index] if isinstance(value, Tensor) and len(value) == total else value
             for name, value in data.items()
         }
-    with torch.no_grad():
-        sites = Programs(pair).run("model", data, dream=True, detach=True)
+    try:
+        with torch.no_grad():
+            sites = Programs(pair).run("model", data, dream=True, detach=True)
+    except PairError as error:
+        raise Refused(f"data cannot be simulated: {error}") from None
     simulated = {name: sites[name].value if name in sites else value for name, value in data.items()}
     return {site.name: site.value for site in sites.values() if not site.observed}, simulated
 

@@ -20,7 +20,7 @@ from unigen import routines
 from unigen.engines import eager
 from unigen.engines.checks import check
 from unigen.engines.programs import Programs
-from unigen.evaluate import Annealing, Protocol, annealed_log_likelihood, evaluate, guide_draws
+from unigen.evaluate import Annealing, Protocol, annealed_log_likelihood, evaluate, guide_draws, reconstruct, sample
 from unigen.kernels import Gibbs, Langevin
 from unigen.networks import networks
 from unigen.objectives import log_p, log_q
@@ -652,3 +652,42 @@ def test_an_observation_that_is_no_argument_is_not_dreamt(name):
         check((Phase(log_q, Sleep(), ("phi",)),), pair, x)
     found = evaluate(pair, x, Protocol(5, 30, 2, Annealing(10, 2, 2), 4))
     assert [refusal.name for refusal in found.refusals] == ["bounds on simulated data", "calibration"]
+
+
+# -- data of another name, a latent named y ----------------------------------------------------------------------------
+
+
+class Picture(PyroModule):
+    """y a bit, z ~ N(0, 1), picture ~ N(W (y, z), 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, picture: Tensor) -> None:
+        with pyro.plate("data", len(picture)):
+            y = pyro.sample("y", dist.Bernoulli(picture.new_tensor(0.5)))
+            z = pyro.sample("z", dist.Normal(picture.new_tensor(0.0), 1.0))
+            loc = self.linear(torch.stack(torch.broadcast_tensors(y, z), -1))
+            pyro.sample("picture", dist.Normal(loc, 1.0).to_event(1), obs=picture)
+
+
+class PictureGuide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, picture: Tensor) -> None:
+        logit, loc = self.linear(picture).unbind(-1)
+        with pyro.plate("data", len(picture)):
+            pyro.sample("y", dist.Bernoulli(logits=logit))
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+def test_data_have_the_name_that_the_model_gives_them():
+    critic = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    pair, x = Pair(Picture(), PictureGuide(), {"critic": critic, "constraint": critic}), torch.randn(6, 3)
+    assert sample(pair, 9, x).x.shape == (9, 3)  # a bit of that name is no label of a game
+    assert reconstruct(pair, x).shape == (6, 3)
+    for routine in (routines.vae, routines.aavae, routines.wake_sleep, routines.posterior_regularization()):
+        check(routine, pair, x)

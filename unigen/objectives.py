@@ -180,7 +180,7 @@ class GradientPenalized:
 
     def __call__(self, draw: Any) -> Tensor:
         rows = draw.depth  # an event has any shape; the pair's plate holds the data first (pairs/adversarial.py)
-        real, generated = draw["x"].detach().chunk(2, rows - 1)
+        real, generated = draw.x.detach().chunk(2, rows - 1)
         part = torch.rand_like(real.flatten(rows)[..., :1])
         between = torch.lerp(real, generated, part.reshape(*part.shape[:rows], *[1] * (real.dim() - rows)))
         between.requires_grad_()
@@ -222,7 +222,7 @@ class Mmd:
     couples_data: bool = field(default=True, repr=False)
 
     def __call__(self, draw: Any) -> Tensor:
-        real, generated = draw["x"].flatten(draw.depth).chunk(2, -2)
+        real, generated = draw.x.flatten(draw.depth).chunk(2, -2)
         scale = (2 * real.detach().var(-2).sum()).sqrt()
         return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
 
@@ -240,7 +240,7 @@ class Network:
     network: str
 
     def __call__(self, draw: Any) -> Tensor:
-        return draw.network(self.network)(draw["x"])
+        return draw.network(self.network)(draw.x)
 
     def __str__(self) -> str:
         return self.network
@@ -254,7 +254,7 @@ def baseline_fit(draw: Any) -> Tensor:
     Theory: nvil, local-signals-have-no-bias [mnih2014].
     """
     baseline, signal = draw.network("baseline"), elbo(draw).detach()
-    predicted = baseline(draw["x"])
+    predicted = baseline(draw.x)
     local = draw.local_signals(signal, predicted)
     if local is not None:
         signal = torch.stack(list(local.values()), -1)
@@ -273,7 +273,7 @@ class Discriminate:
     network: str = "critic"
 
     def __call__(self, draw: Any) -> Tensor:
-        return torch.nn.functional.logsigmoid((2 * draw["y"] - 1) * draw.network(self.network)(draw["x"]))
+        return torch.nn.functional.logsigmoid((2 * draw["y"] - 1) * draw.network(self.network)(draw.x))
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class Activated:
     network: str = "critic"
 
     def __call__(self, draw: Any) -> Tensor:
-        return 2 * torch.sigmoid(draw.network(self.network)(draw["x"])).detach() * elbo(draw)
+        return 2 * torch.sigmoid(draw.network(self.network)(draw.x)).detach() * elbo(draw)
 
 
 # -- rules: a teacher for the guide ------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ __all__ = ["Draw"]
 class Draw:
     """Values by site and densities per datum: (N,), or (K, N) with particles; () or (K,) for a pair of one datum.
 
-    ``draw["z"]``: the value of a site or of the data. ``log_p``, ``log_q``: the densities of the two programs.
-    ``log_q_at(site, value)``: one guide site's density elsewhere. ``log_likelihood``, ``log_prior``: the two parts of
-    ``log_p``. ``network(name)``: a psi network. ``weights``: the self-normalized weights of a tilted draw.
+    ``draw["z"]``: the value of a site or of the data; ``draw.x``: of the model's first argument. ``log_p``, ``log_q``: the
+    densities of the two programs. ``log_q_at(site, value)``: one guide site's density elsewhere. ``log_likelihood``,
+    ``log_prior``: the two parts of ``log_p``. ``network(name)``: a psi network. ``weights``: the self-normalized weights of a
+    tilted draw.
     """
 
     def __init__(
@@ -122,6 +123,11 @@ class Draw:
         raise PairError(
             f"the routine reads site '{name}', which neither program has (sites: {', '.join(known)}){remedy}"
         )
+
+    @property
+    def x(self) -> Tensor:
+        """The data: the model's first argument."""
+        return self[self.pair.arguments[0]]
 
     @property
     def latents(self) -> list[str]:

@@ -143,7 +143,7 @@ def _signals(phase: Phase, sample: Draw, signal: Tensor) -> Tensor | dict[str, T
         return signal
     if not isinstance(variate, Baseline):
         return signal - _control_variate(phase, sample, signal)
-    predicted = sample.network(variate.network)(sample[sample.pair.arguments[0]]).detach()
+    predicted = sample.network(variate.network)(sample.x).detach()
     local = sample.local_signals(signal, predicted)
     if local is None:
         return signal - predicted

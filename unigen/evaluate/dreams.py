@@ -12,6 +12,7 @@ from unigen.engines.programs import Programs
 from unigen.evaluate.modes import evaluating
 from unigen.kernels import Gibbs
 from unigen.pair import Pair
+from unigen.pairs.likelihoods import Stratified
 from unigen.pairs.rbm import BoltzmannMachine
 from unigen.phases import Wake
 from unigen.streams import isolated
@@ -35,7 +36,7 @@ class Samples(tuple[Tensor, Tensor]):
 
 @torch.no_grad()
 def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
-    """Draw n samples of the site x from the model; ``like`` (at least one row) gives dimension, dtype and device.
+    """Draw n samples of x, the model's first argument; ``like`` (at least one row) gives dimension, dtype and device.
 
     An RBM is sampled by 1000 sweeps of block Gibbs from random bits, which is approximate. Random streams outside are
     untouched.
@@ -47,10 +48,11 @@ def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
             for _ in range(GIBBS_SWEEPS):
                 data = Gibbs()(Programs(pair), data)
             return Samples((data["x"], data["x"]))
-        sites = Programs(pair).run("model", {"x": start}, dream=True, detach=True)
-        site = sites["x"]
+        name = pair.arguments[0]
+        sites = Programs(pair).run("model", {name: start}, dream=True, detach=True)
+        site = sites[name]
         mean = _mean(site.fn, site.value)
-        if "y" in sites:  # an adversarial pair: keep what it generated
+        if "y" in sites and isinstance(sites["y"].fn, Stratified):  # an adversarial pair: keep what it generated
             made = sites["y"].value < 0.5
             return Samples((site.value[made], mean[made]))
         return Samples((site.value, mean))
@@ -61,10 +63,9 @@ def reconstruct(pair: Pair, x: Tensor, seed: int = 0) -> Tensor | None:
     """Return E[x|z] for z ~ q(z|x), (N, D), or None for a pair that infers no latent of x."""
     with isolated(seed, x.device), evaluating(pair):
         sample_of_z = draw(Wake(), Programs(pair), pair.bind(x))
-        latents = [name for name in sample_of_z.sites("guide") if name != "y"]
-        if not latents:
+        if pair.likelihood == "none" or not sample_of_z.sites("guide"):
             return None
-        site = sample_of_z.sites("model")["x"]
+        site = sample_of_z.sites("model")[pair.arguments[0]]
         return _mean(site.fn, site.value)
 
 

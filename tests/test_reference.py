@@ -24,6 +24,7 @@ import torch
 from families import FAMILIES
 from gaussians import Line
 from posteriors import POSTERIORS, ROOT, Problem, recursion
+from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
@@ -544,6 +545,42 @@ def test_a_flat_density_by_intent_is_none_of_them():
     w, v = 0.4, 0.9
     expected = -((w - 1) ** 2 + (v - 2) ** 2) / 2 - numpy.log(2 * numpy.pi) + numpy.log(v)
     assert log_density(numpy.array([[w, numpy.log(v)]]))[0] == pytest.approx(expected, abs=1e-12)
+
+
+class Shift(TransformModule):
+    """x = u + a, which remembers the u of its last x."""
+
+    bijective = True
+    domain = codomain = constraints.real
+
+    def __init__(self):
+        super().__init__(cache_size=1)
+        self.a = torch.zeros(())
+
+    def _call(self, u):
+        return u + self.a
+
+    def _inverse(self, x):
+        return x - self.a
+
+    def log_abs_det_jacobian(self, u, x):
+        return torch.zeros_like(u)
+
+
+def test_a_transform_whose_parameters_are_latents_remembers_nothing():
+    """The data are the same tensor in every run: remembered, their u would be that of another a, and the posterior the prior."""
+    shift = Shift()
+
+    def model(x):
+        shift.a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.TransformedDistribution(dist.Normal(0.0, 1.0).expand([len(x)]), [shift]), obs=x)
+
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=DOUBLE)
+    log_density, _ = density(model, x)
+    for a in (-1.0, 0.5, 2.0):
+        expected = -(a**2 + ((x - a) ** 2).sum()) / 2 - 2 * numpy.log(2 * numpy.pi)
+        assert log_density(numpy.array([[a]]))[0] == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_the_example_of_the_readme(capsys):

@@ -19,6 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
+from unigen.engines.inverses import forget
 from unigen.engines.programs import swapped
 from unigen.engines.sites import base_of, family_of
 from unigen.evaluate.modes import evaluating
@@ -95,6 +96,7 @@ class _Lift(Messenger):
                 f"site '{name}' ({family_of(fn)}) has an unnormalized density, which hides how its normalizer depends on the "
                 "latents; sample a model of normalized sites"
             )
+        forget(fn)  # data are the same tensor in every run, and latents may be the weights of a flow
         try:
             with _trusted(fn) if self.given else nullcontext():
                 density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])

@@ -3,7 +3,7 @@
 The comparison of Burda, Grosse and Salakhutdinov (2016), with their networks: one layer 784-200-200-50; two
 layers 784-200-200-100-100-100-50, tanh. ``vae(k)`` averages k bounds of one sample each, ``iwae(k)`` is one bound of k samples;
 at k = 1 they are the same, and are run once. Published runs last 3,280 epochs; this one is sized for a processor: every cell has
-``epochs`` of training, and the cheap ones, k <= ``long_k``, also ``long_epochs``, as studies of their own.
+``epochs`` of training, and those of k <= ``long_k`` also ``long_epochs``, as studies of their own (at k = 50 an hour a run).
 
 Run: python experiments/importance_weighting.py   (killed, it goes on by the same command)
 """
@@ -53,7 +53,7 @@ class Options:
     """Passes over the training data, of every routine."""
     long_epochs: int = 80
     """Passes of the longer studies; 0 for none."""
-    long_k: int = 5
+    long_k: int = 50
     """The greatest k of the longer studies."""
     learning_rate: float = 1e-3
     """Adam's learning rate ..."""

@@ -656,6 +656,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     ),
     "the class of an expectation": (lambda: Phase(elbo, Wake, BOTH), ("under=", "Wake()")),  # type: ignore[arg-type]
     "an objective by name": (lambda: Phase("elbo", Wake(), BOTH), ("'elbo'", "function")),  # type: ignore[arg-type]
+    "a guide of more arguments": (lambda: Pair(MODEL, lambda x, w, **rest: None), ("'w'", "the model's")),
     "data of numpy": (lambda: pair_of().bind(rows().numpy()), ("'x'", "ndarray", "torch tensor")),
     "no steps": (lambda: Phase(elbo, Wake(), BOTH, steps=0), ("at least one step", "0")),
     "no particles": (lambda: Wake(0), ("particles", "0")),

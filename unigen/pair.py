@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from unigen.averages import Averages
 from unigen.names import nearest
 
-__all__ = ["Pair", "PairError", "Unsupported"]
+__all__ = ["Pair", "PairError", "Unsupported", "nothing"]
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules, never in a global store
 
@@ -64,7 +64,7 @@ class Pair(nn.Module):
         if likelihood not in ("exact", "bound", "none"):
             raise ValueError(f"likelihood={likelihood!r}: {nearest(likelihood, ('exact', 'bound', 'none'))}")
         self.model = model
-        self.guide = guide if guide is not None else _nothing
+        self.guide = guide if guide is not None else nothing
         self.psi = nn.ModuleDict(psi or {})
         self.likelihood = likelihood
         self.batch_plate = batch_plate
@@ -78,8 +78,9 @@ class Pair(nn.Module):
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
         self.arguments = _arguments(self.model)
-        self.guide_arguments = self.arguments if _takes_any(self.guide) else _arguments(self.guide)
-        foreign = [name for name in self.guide_arguments if name not in self.arguments]
+        own = _arguments(self.guide)
+        self.guide_arguments = self.arguments if _takes_any(self.guide) else own
+        foreign = [name for name in own if name not in self.arguments]
         if foreign:
             raise PairError(f"guide argument {foreign[0]!r} is not one of the model's: {', '.join(self.arguments)}")
         owner: dict[int, str] = {}
@@ -171,9 +172,8 @@ class Pair(nn.Module):
         if isinstance(x, Mapping):
             data = dict(x)
         else:
-            listed = isinstance(x, list) and all(
-                isinstance(value, Tensor) for value in x
-            )  # as a DataLoader gives a batch
+            # a DataLoader gives a batch of several tensors as a list
+            listed = isinstance(x, list) and all(isinstance(value, Tensor) for value in x)
             values = x if listed or isinstance(x, tuple) else (x,)
             data = dict(zip(self.arguments, values, strict=False))
             if len(values) > len(self.arguments):
@@ -194,7 +194,7 @@ class Pair(nn.Module):
         return self.psi[name]
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def nothing(*_: Any, **__: Any) -> None:
     """Infer nothing: the guide of a pair without latents."""
 
 

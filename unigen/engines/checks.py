@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from unigen.datachecks import DataError
 from unigen.engines.programs import Programs
 from unigen.engines.sites import Site, base_of, family_of
-from unigen.pair import Pair, PairError, _nothing
+from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Phase, Routine
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
@@ -120,7 +120,7 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
     programs = Programs(pair)
     with torch.no_grad():
         guide, model = programs.run("guide", data), programs.run("model", data)
-    _warn_of_another_plate(pair, programs, data, [*guide.values(), *model.values()])
+    _warn_of_another_plate(programs, data, [*guide.values(), *model.values()])
     for site in model.values():
         if site.observed or site.name in data:
             _check_observed(site)
@@ -143,17 +143,18 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
             )
 
 
-def _warn_of_another_plate(pair: Pair, programs: Programs, data: dict[str, Any], sites: list[Site]) -> None:
+def _warn_of_another_plate(programs: Programs, data: dict[str, Any], sites: list[Site]) -> None:
     """Warn where every site is in one plate of the data's rows, whose name is not that of the pair's batch plate."""
     rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
-    if pair.batch_plate is None or programs.layout(data).batched or not sites or rows < 2:
+    wanted = programs.pair.batch_plate
+    if wanted is None or programs.layout(data).batched or not sites or rows < 2:
         return
     shared = set.intersection(*({frame.name for frame in site.frames if frame.size == rows} for site in sites))
     if shared:
         name = min(shared)
         warnings.warn(
             f"every site is in the plate {name!r}, so its {rows} rows are independent, but the pair takes them all for one datum; "
-            f"call the plate {pair.batch_plate!r} or give Pair(..., batch_plate={name!r}), or batch_plate=None if that is meant",
+            f"call the plate {wanted!r} or give Pair(..., batch_plate={name!r}), or batch_plate=None if that is meant",
             stacklevel=2,
         )
 
@@ -268,7 +269,7 @@ def _remedy(group: str, pair: Pair) -> str:
     program, name = (pair.guide, "guide") if group == "phi" else (pair.model, "model")
     if isinstance(program, AutoGuide):
         return "an autoguide makes its own at its first call, so call guide(data) before it is put into a pair"
-    if group == "psi" or isinstance(program, torch.nn.Module) or program is _nothing:
+    if group == "psi" or isinstance(program, torch.nn.Module) or program is nothing:
         return _REMEDY[group]
     return f"the {name} is a function, and parameters are those of modules: write it as a torch module that holds its networks"
 

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from unigen.engines.inverses import without_inverse
 from unigen.engines.programs import Programs, unreached
 from unigen.engines.sites import Site, family_of
 from unigen.pair import PairError
@@ -163,9 +164,7 @@ class Draw:
         try:
             log_density = site.fn.log_prob(value)
         except (NotImplementedError, KeyError) as error:
-            # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
-            if hasattr(site.fn, "transforms") and (not str(error) or "intermediates cache" in str(error)):
-                kinds = ", ".join(type(transform).__name__ for transform in site.fn.transforms)
+            if kinds := without_inverse(site.fn, error):
                 raise PairError(
                     f"site '{site.name}' has a transform without an inverse ({kinds}), so its density is to be had for its own "
                     "samples with their gradient alone; use vae or iwae, or a transform that has one, such as affine_coupling"

@@ -13,7 +13,7 @@ from typing import Any
 from pyro.distributions.transforms import Permute
 from torch.distributions import transforms
 
-__all__ = ["forget"]
+__all__ = ["forget", "without_inverse"]
 
 FIXED = (
     transforms.CorrCholeskyTransform,
@@ -35,6 +35,15 @@ def forget(fn: Any) -> None:
                 if getattr(part, "_cache_size", 0) and not isinstance(part, FIXED):
                     part._cached_x_y = None, None
         fn = getattr(fn, "base_dist", None)
+
+
+def without_inverse(fn: Any, error: Exception) -> str:
+    """Name the transforms of a distribution whose density failed for want of an inverse; "" where it failed otherwise."""
+    if not hasattr(fn, "transforms"):
+        return ""
+    # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
+    missing = not str(error) or "intermediates cache" in str(error)
+    return ", ".join(type(transform).__name__ for transform in fn.transforms) if missing else ""
 
 
 def _parts(transform: Any) -> Iterator[Any]:

@@ -165,11 +165,11 @@ class LatentSpace:
         """Say whether the guide infers the latents of the model, and has a density at values that are not its own samples."""
         with torch.random.fork_rng(devices=[d for d in [device_of(self.data)] if d.type == "cuda"]), torch.no_grad():
             sites = self.programs.run("guide", self.data).values()
-            if {site.name for site in sites if not site.observed} != set(self.names):
+            if {site.name for site in sites if site.latent} != set(self.names):
                 return False
             try:
                 return bool(torch.isfinite(self.log_guide(self.from_prior())).all())
-            except PairError:  # a flow without an inverse
+            except PairError:  # a flow without an inverse, or an autoguide
                 return False
 
     def log_model(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,10 @@ class _Phase:
 
 
 class _Step:
-    """One step of a routine on batches of these shapes: its phases in order, each with the place of the batch it takes."""
+    """A step of a routine on batches of these shapes: its phases in order, each with the place of the batch it takes.
+
+    For one call of ``advance``, during which tensors stay where they are.
+    """
 
     def __init__(
         self, phases: tuple[Phase, ...], pair: Pair, tensors: Sequence[_Tensors], batch: Sequence[dict[str, Any]]
@@ -159,6 +162,7 @@ class _Step:
                 self.climbs.append((number, pair.compiled[key], own, place))
         self.pair = pair
         self.key = tuple((climb, place) for _, climb, _, place in self.climbs)
+        self.replay: Replay | None = None
 
     def run(self, batch: Sequence[Mapping[str, Any]]) -> Tensor:
         """Take the step and return the value of each phase, (phases,)."""
@@ -171,11 +175,16 @@ class _Step:
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Tensor:
         for _, climb, own, _ in self.climbs:
             climb.set_rates([part["lr"] for part in own.settings])
+        way = self.replay or self._way(batch)
+        return way(batch)
+
+    def _way(self, batch: Sequence[Mapping[str, Any]]) -> Callable[[Any], Tensor]:
+        """Return how the step is taken this time; a replay is kept while nobody else holds the tensors that it writes."""
         held = [tensor for _, climb, own, _ in self.climbs for tensor in (*climb.held(own), *own.steps)]
         given = [value for data in batch for value in data.values() if isinstance(value, Tensor)]
         whole = all(climb.replayable and not climb.separate for _, climb, _, _ in self.climbs)
         if not whole or not all(tensor.is_cuda for tensor in (*held, *given)):
-            return self.run(batch)
+            return self.run
         where = tuple(tensor.data_ptr() for tensor in held)
         replays = self.pair.compiled.setdefault("replays", {})
 
@@ -193,8 +202,9 @@ class _Step:
             return replays[self.key][1](batch)
 
         known = replays.get(self.key)
-        take = known[1] if known is not None and known[0] == where else compile_and_take
-        return take(batch)
+        way = known[1] if known is not None and known[0] == where else compile_and_take
+        self.replay = way if isinstance(way, Replay) else None
+        return way
 
 
 def _stays(graph: torch.fx.GraphModule) -> bool:
@@ -238,12 +248,15 @@ def advance(
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
-    plans = [_Step(phases, pair, tensors, batch) for batch in bound]  # every graph before the first step
+    shapes = [tuple(map(shapes_of, batch)) for batch in bound]
+    plans = {
+        shape: _Step(phases, pair, tensors, batch) for shape, batch in dict(zip(shapes, bound, strict=True)).items()
+    }
     values = []
-    for index, (step, batch) in enumerate(zip(plans, bound, strict=True)):
+    for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):
         for part, lr in zip(settings, rates[index] if rates else (), strict=False):
             part["lr"] = lr
-        values.append(step(batch))
+        values.append(plans[shape](batch))
         if pair.averages is not None:
             pair.averages.update(pair)
     return torch.stack(values)

@@ -42,13 +42,14 @@ class Replay:
             {name: value.clone() if isinstance(value, Tensor) else value for name, value in data.items()}
             for data in batch
         ]
+        self.inputs = _tensors(self.batch)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(_tensors(batch)[0].device), torch.cuda.graph(self.graph):
             self.values = step(self.batch)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Take the step on another batch of these shapes and return what ``step`` would."""
-        torch._foreach_copy_(_tensors(self.batch), _tensors(batch))
+        torch._foreach_copy_(self.inputs, _tensors(batch))
         self.graph.replay()
         return self.values.clone()
 

@@ -66,6 +66,10 @@ class Options:
     """How many of the test data it is of; 0 for all."""
     engine: str = "xla"
     """eager, compiled or xla."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    together: bool = False
+    """Train the seeds of a routine in one program of the xla engine, which is faster on a GPU."""
     data: str = "binarized_mnist"
     """binarized_mnist; on digits or mnist (binarized once) no figure is in print."""
     data_root: str | None = None
@@ -96,7 +100,7 @@ def studies_of(options: Options) -> list[Study]:
             binarization=None if options.data == "binarized_mnist" else "static",
             routines=options.routines, seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
             learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
-            particles=50, test_size=250, evaluations=5, engine=options.engine,
+            particles=50, test_size=250, evaluations=5, engine=options.engine, device=options.device,
         )  # fmt: skip
         published = PUBLISHED.get(name, {}) if options.data == "binarized_mnist" else {}
         title = f"{name}, {options.epochs} epoch{'s' * (options.epochs > 1)}"

@@ -40,7 +40,7 @@ def discrete(folder: Path, *extra: str) -> int:
 
 
 def weighting(folder: Path, *extra: str) -> int:
-    own = ["--seeds", "0", "--k", "1", "2", "--long-epochs", "2", "--long-k", "1", "--batch-size", "400"]
+    own = ["--seeds", "0", "--k", "1", "2", "--batch-size", "400"]
     places = ["--directory", str(folder / "runs"), "--out", str(folder / "out"), "--no-progress"]
     arguments = [*TINY, *own, *places, *extra]
     return command_line("importance_weighting", importance_weighting.Options, "", importance_weighting.main, arguments)
@@ -100,6 +100,16 @@ def test_recorded_runs_are_kept(uncut, tmp_path, capsys):
     assert discrete(tmp_path, "--recorded") == 2 and "holds no table" in capsys.readouterr().err
 
 
+def test_seeds_that_train_together_are_the_runs_alone(tmp_path):
+    own = ("--engine", "xla", "--networks", "6")
+    assert discrete(tmp_path / "alone", *own) == 0 and discrete(tmp_path / "together", *own, "--together") == 0
+
+    def by_run(folder):
+        return {(run["routine"], run["seed"]): run["nll"] for run in runs_of(tmp_path / folder, "discrete_latents")}
+
+    assert len(by_run("alone")) == 4 and by_run("together") == pytest.approx(by_run("alone"), rel=1e-4)
+
+
 def test_a_script_that_was_stopped_goes_on(uncut, tmp_path, monkeypatch, capsys):
     compare, calls = grid.compare, []
 
@@ -133,13 +143,11 @@ def test_another_examination_is_made_anew(uncut, tmp_path):
 def test_the_table_of_importance_weighting(tmp_path):
     assert weighting(tmp_path) == 0
     runs = runs_of(tmp_path, "importance_weighting")
-    short = {(s, r) for s in ("layers-1", "layers-2") for r in ("vae", "vae(2)", "iwae(2)")}
-    long = {("layers-1-long", "vae"), ("layers-2-long", "vae")}
-    assert {(run["study"], run["routine"]) for run in runs} == short | long and len(runs) == 8
+    cells = {(s, r) for s in ("layers-1", "layers-2") for r in ("vae", "vae(2)", "iwae(2)")}
+    assert {(run["study"], run["routine"]) for run in runs} == cells and len(runs) == 6
     assert {tuple(run["active"]) for run in runs} == {("z",), ("z1", "z2")}
-    assert {run["steps"] for run in runs if "long" in run["study"]} == {8}
     text = (tmp_path / "out" / "importance_weighting.md").read_text()
-    assert "active units" in text and "from `vae(2)`" in text and "| 2 layers, 2 epochs |" in text
+    assert "active units" in text and "from `vae(2)`" in text and "| 2 layers, 1 epoch |" in text
     assert "| `iwae(2)` | `vae(2)` | 1 layer, 1 epoch |" in text
 
 
@@ -157,8 +165,8 @@ def test_the_table_of_importance_weighting(tmp_path):
         (discrete, ["--engine", "xlaa"], "did you mean 'xla'"),
         (weighting, ["--layers", "3"], "--layers wants 1 or 2 stochastic layers; got 3"),
         (weighting, ["--k", "0", "5"], "--k is at least 1; got 0"),
-        (weighting, ["--long-epochs", "-1"], "--long-epochs is at least 0; got -1"),
-        (weighting, ["--long-learning-rate", "nan"], "--long-learning-rate must lie between 0 and 10; got nan"),
+        (weighting, ["--learning-rate", "nan"], "learning-rate must lie between 0 and 10; got nan"),
+        (weighting, ["--device", "cude"], "did you mean 'cuda'"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_sentence(script, extra, said, tmp_path, capsys):

@@ -30,7 +30,7 @@ from benchmarks.works import BATCH, WORKS, Work  # noqa: E402
 from unigen.engines import ENGINES  # noqa: E402
 
 REPLAYED = ("compiled", "xla", "hand graphed", "numpyro")  # sides that a GPU runs without Python between its kernels
-STEPS_ON_CUDA = {True: 1000, False: 100}  # of a timed stretch, of these sides and of the others
+STEPS_ON_CUDA = {True: 1000, False: 50}  # of a timed stretch, of these sides and of the others
 
 
 @dataclasses.dataclass

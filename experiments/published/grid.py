@@ -31,7 +31,7 @@ from unigen.settings import Settings
 
 __all__ = ["Examination", "Published", "Record", "Study", "carry_out"]
 
-PIECE = 2**23  # numbers of data space that are evaluated at once: pieces that stay near the cache are fastest
+PIECE = 100  # test rows between two moves of the bar
 ACTIVE = 1e-2  # Burda et al. (2016): a unit is active where Var_x E[u] is above
 
 
@@ -74,7 +74,7 @@ class Examination:
 class Record:
     """One run: its negative log-likelihood in nats, the standard error over test data, and active units by site.
 
-    ``code``: the fingerprint of the code that it was examined by, shortened.
+    ``code``: the fingerprint of the code that it was examined by, shortened; ``device``: the GPU that trained it, if one did.
     """
 
     study: str
@@ -86,6 +86,7 @@ class Record:
     seconds: float
     active: Mapping[str, int] = dataclasses.field(default_factory=dict)
     code: str = ""
+    device: str = ""
 
     @property
     def run(self) -> tuple[str, str, int]:
@@ -101,12 +102,14 @@ def carry_out(
     train: bool = True,
     progress: bool = True,
     recorded: Collection[Record] = (),
+    together: bool = False,
 ) -> Iterator[list[Record]]:
     """Train and examine every run of the studies below ``directory``; yield the records of each seed of each study.
 
     What is done is not done again, without ``train`` only what is there is examined, and runs that are ``recorded`` already
     are left out. Every setting of every study is checked before the first run. A run that fails is named on stderr, and
-    has no record.
+    has no record. ``together``: all seeds of a study are trained before the next study, by xla in one program for each
+    routine; only routines of which every seed is recorded are then left out.
     """
     known = {record.run for record in recorded}
     planned: list[Plan] = []
@@ -114,20 +117,22 @@ def carry_out(
         found = plan(dataclasses.replace(study.settings, out=str(directory / study.name)), command)
         same = [other.dataset for other in planned if other.dataset.fingerprint == found.dataset.fingerprint]
         planned.append(dataclasses.replace(found, dataset=same[0]) if same else found)
-    for seed in studies[0].settings.seeds:
+    seeds = studies[0].settings.seeds
+    for group in [seeds] if together else [(seed,) for seed in seeds]:
         for study, whole in zip(studies, planned, strict=True):
-            settings = dataclasses.replace(whole.settings, seeds=(seed,))
-            missing = [arm for arm in whole.arms if (study.name, arm.name, seed) not in known]
+            settings = dataclasses.replace(whole.settings, seeds=group)
+            missing = [arm for arm in whole.arms if not {(study.name, arm.name, seed) for seed in group} <= known]
             part = dataclasses.replace(whole, settings=settings, arms=missing)
             for result in compare(part, describe(whole), progress) if train and missing else ():
                 if result["status"] != "complete":
                     print(
                         f"{study.name}, {result['routine']}, seed {result['seed']}: {result['error']}", file=sys.stderr
                     )
-            yield list(_records(study, part, examination, progress))
+            yield [record for record in _records(study, part, examination, progress) if record.run not in known]
 
 
 def _records(study: Study, planned: Plan, examination: Examination, progress: bool) -> Iterator[Record]:
+    trained_on = _gpu(planned.directory / "config.json")
     for seed in planned.settings.seeds:
         for arm in planned.arms:
             folder = planned.directory / arm.slug / f"seed-{seed}"
@@ -141,8 +146,13 @@ def _records(study: Study, planned: Plan, examination: Examination, progress: bo
             found = _examined(pair, planned, examination, folder / "examination.json", progress)
             yield Record(
                 study.name, arm.name, seed, found["nll"], found["standard_error"], result["steps"], result["seconds"],
-                found["active"], environment("cpu")["code"][:12],
+                found["active"], environment("cpu")["code"][:12], trained_on,
             )  # fmt: skip
+
+
+def _gpu(config: Path) -> str:
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {"device": "cpu"}
+    return "" if found["device"] == "cpu" else str(found["device_name"])
 
 
 def _examined(pair: Any, planned: Plan, examination: Examination, path: Path, progress: bool) -> dict[str, Any]:
@@ -153,13 +163,12 @@ def _examined(pair: Any, planned: Plan, examination: Examination, path: Path, pr
         if all(stored.get(name) == value for name, value in identity.items()):
             return stored
     x = spread(planned.dataset.test, examination.test_size).to(planned.device)
-    rows = max(1, PIECE // (examination.particles * x.shape[1]))
     values = []
-    pieces = tqdm(x.split(rows), desc="examination", disable=not progress, leave=False)
+    pieces = tqdm(x.split(PIECE), desc="examination", disable=not progress, leave=False)
     for index, piece in enumerate(pieces):
         values.append(log_likelihood(pair, piece, examination.particles, seed=1000 + index).per_datum.double())
     nll = -torch.cat(values)
-    active = active_units(pair, spread(planned.dataset.test, 1000), seed=2).variances if examination.units else {}
+    active = active_units(pair, spread(planned.dataset.test, 1000).to(x), seed=2).variances if examination.units else {}
     found = identity | {
         "nll": float(nll.mean()),
         "standard_error": float(nll.std() / math.sqrt(len(nll))),

@@ -28,9 +28,9 @@ __all__ = ["command_line", "publish"]
 
 
 PLACES = ("directory", "out", "data_root")
-SILENT = ("train", "progress", "recorded")  # options that no figure depends on, like the places
+SILENT = ("train", "progress", "recorded", "device", "together")  # options that no figure depends on, like the places
 # options that choose runs, and change none
-CELLS = ("seeds", "networks", "routines", "layers", "k", "long_k")
+CELLS = ("seeds", "networks", "routines", "layers", "k")
 
 
 def publish(
@@ -60,7 +60,8 @@ def publish(
     kept = [record for record in kept if record.run in wanted]
     records, text = list(kept), ""
     where = Path(options.directory)
-    for found in carry_out(studies, where, command, examination, options.train, options.progress, kept):
+    carried = carry_out(studies, where, command, examination, options.train, options.progress, kept, options.together)
+    for found in carried:
         records += found
         if not records:
             continue

@@ -76,7 +76,7 @@ def results_table(
                 study.title, f"`{routine}`", str(len(runs)), _shown(mean, error), str(published or ""),
                 signed(mean - published.value) if published else "",
                 f"{signed(paired[0])}{_error(paired[1])} from `{other}`" if paired else "",
-                *active, f"{sum(run.seconds for run in runs) / len(runs):.0f}",
+                *active, f"{sum(run.seconds for run in runs) / len(runs):.0f}" + _on(runs),
             ])  # fmt: skip
     return ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
 
@@ -108,6 +108,11 @@ def claims_table(studies: Sequence[Study], records: Sequence[Record], claims: Se
 
 def _shown(mean: float, error: float | None) -> str:
     return number(mean, 2) + _error(error)
+
+
+def _on(runs: Sequence[Record]) -> str:
+    devices = dict.fromkeys(run.device for run in runs if run.device)
+    return f" ({', '.join(devices)})" * bool(devices)
 
 
 def _error(error: float | None) -> str:

@@ -1,6 +1,8 @@
-"""The log density of bits in float32: torch's own in float64 is the oracle, of values, slopes and slopes of slopes."""
+"""softplus, and by it the log density of bits, in float32: torch's own in float64 is the oracle of values and derivatives."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines.bits import log_density
+from unigen.softplus import logsigmoid, softplus
 
 LOGITS = torch.cat([torch.linspace(-20, 20, 401), torch.tensor([-1e4, -104.0, -88.0, -1e-30, 0.0, 88.0, 104.0, 1e4])])
 
@@ -22,6 +25,15 @@ def both(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         (curvature,) = torch.autograd.grad(slope.sum(), at)
         found.append(torch.stack([log_p.detach(), slope.detach(), curvature]).double())
     return found[0], found[1]
+
+
+@pytest.mark.parametrize(("function", "sign"), [(softplus, 1), (logsigmoid, -1)])
+def test_softplus_and_log_sigma(function: Any, sign: int) -> None:
+    x = LOGITS.double()
+    exact = sign * torch.logaddexp(sign * x, torch.zeros_like(x))
+    assert ((function(LOGITS) - exact).abs() <= 2e-7 * (1 + exact.abs())).all()
+    torch.testing.assert_close(function(x), exact, rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(function, LOGITS[::20].double().requires_grad_())
 
 
 @pytest.mark.parametrize("bit", [0.0, 0.3, 1.0])
@@ -54,7 +66,6 @@ def test_what_is_no_bit_is_refused_where_torch_refuses_it() -> None:
     "fn",
     [
         dist.Bernoulli(probs=torch.tensor([0.2, 0.9])),
-        dist.Bernoulli(logits=torch.randn(2, dtype=torch.float64)),
         dist.Bernoulli(logits=torch.randn(2)).mask(torch.tensor([True, False])),
         dist.Geometric(logits=torch.randn(2)),
     ],

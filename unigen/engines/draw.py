@@ -14,7 +14,6 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines import bits
 from unigen.engines.inverses import without_inverse
 from unigen.engines.programs import Programs, unreached
 from unigen.engines.sites import Site, family_of
@@ -163,7 +162,7 @@ class Draw:
         """Return the site's log density at a value, summed to one number a datum (and particle)."""
         layout = self.programs.layout(self.data)
         try:
-            log_density = bits.log_density(site.fn, value)
+            log_density = site.fn.log_prob(value)
         except (NotImplementedError, KeyError) as error:
             if kinds := without_inverse(site.fn, error):
                 raise PairError(

@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from tqdm.auto import tqdm
 
 from unigen.evaluate.annealing import inverse_temperatures
@@ -21,7 +22,6 @@ from unigen.evaluate.figure import Figure, Refused, mean_figure
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.pairs.rbm import MOST_UNITS, BoltzmannMachine, RestrictedBoltzmann
-from unigen.softplus import softplus
 from unigen.streams import isolated
 
 __all__ = ["boltzmann_log_likelihood", "log_partition"]

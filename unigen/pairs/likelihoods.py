@@ -12,9 +12,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
 
 from unigen.names import nearest
-from unigen.softplus import logsigmoid, softplus
 
 __all__ = ["LIKELIHOODS", "DiscretizedLogistic", "Implicit", "Likelihood", "Stratified"]
 

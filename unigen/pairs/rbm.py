@@ -14,9 +14,9 @@ import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from unigen.pair import Pair
-from unigen.softplus import softplus
 from unigen.streams import isolated
 
 __all__ = ["BoltzmannMachine", "RestrictedBoltzmann", "rbm"]

@@ -29,6 +29,7 @@ from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, si
 from unigen.pairs.likelihoods import DiscretizedLogistic, Implicit, Stratified
 from unigen.pairs.mixture import SMALLEST_SCALE
 from unigen.phases import Phase, Sleep, Wake
+from unigen.training import fit
 
 DOUBLE = torch.float64
 LOG_2_PI = math.log(2 * math.pi)
@@ -495,6 +496,25 @@ def test_a_label_that_is_left_out_is_latent_in_every_phase(routine):
         assert all(g is not None for g in gradients[0])
         for ours, theirs in zip(*gradients, strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_a_network_of_left_out_labels_waits_for_the_batch_that_has_none():
+    pair, x, y = Pair(Labelled(), LabelledGuide()), torch.randn(6, 2), torch.eye(3)[torch.arange(6) % 3]
+    kept = [parameter.clone() for parameter in pair.guide.classifier.parameters()]
+
+    def moved():
+        return any(not torch.equal(a, b) for a, b in zip(kept, pair.guide.classifier.parameters(), strict=True))
+
+    labelled, mixed = [{"x": x, "y": y}], [{"x": x, "y": y}, {"x": x}]
+    routine = routines.reinforce
+    with pytest.warns(UserWarning, match="'classifier.weight' of phi gets no gradient from a batch that gives y"):
+        fit(labelled, routine, pair, steps=2)
+    assert not moved()
+    fit(mixed, routine, pair, steps=2)
+    assert moved()
+    pair.guide.idle = nn.Linear(2, 1)
+    with pytest.raises(PairError, match="'idle.weight' of phi gets no gradient"):
+        fit(mixed, routine, Pair(pair.model, pair.guide), steps=2)
 
 
 def test_a_label_that_is_given_is_dreamt_with_the_rest():

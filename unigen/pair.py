@@ -78,6 +78,7 @@ class Pair(nn.Module):
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
         self.arguments = _arguments(self.model)
+        self.optional = tuple(p.name for p in _parameters(self.model) if p.default is None)
         own = _arguments(self.guide)
         self.guide_arguments = self.arguments if _takes_any(self.guide) else own
         foreign = [name for name in own if name not in self.arguments]

@@ -48,6 +48,16 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     break
                 for phase in routine:
                     reached |= _gradients(phase, pair, x)
+            given = [name for name in pair.optional if data.get(name) is not None]
+            if given and (waiting := _unreached(routine, pair, reached)):
+                reached |= _reached_without(given, routine, pair, data)
+                if not _unreached(routine, pair, reached):
+                    group, name = waiting[0]
+                    warnings.warn(
+                        f"parameter {name!r} of {group} gets no gradient from a batch that gives {', '.join(given)}; it needs "
+                        "batches that leave it out too",
+                        stacklevel=2,
+                    )
             if missing := _unreached(routine, pair, reached):
                 group, name = missing[0]
                 raise PairError(
@@ -213,6 +223,15 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached
+
+
+def _reached_without(given: list[str], routine: Iterable[Phase], pair: Pair, data: dict[str, Any]) -> set[int]:
+    """Return what has a gradient on data without these, which the model may lack, such as the labels of other batches."""
+    left = {name: value for name, value in data.items() if name not in given}
+    try:
+        return {number for phase in routine for number in _gradients(phase, pair, left)}
+    except PairError:
+        return set()
 
 
 def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:

@@ -37,6 +37,7 @@ def optimizers_for(
     settings = optimizer or (routine.optimizer if isinstance(routine, Routine) else Optimizer())
     phases = tuple(routine)
     made: dict[str, torch.optim.Optimizer] = {}
+    pair.refresh()
     for group in ("theta", "phi", "psi"):
         parameters = pair.group(group)
         if not parameters or not any(group in phase.move for phase in phases):

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -72,6 +73,7 @@ class Pair(nn.Module):
         self.averages: Averages | None = None  # running averages of the weights, where they are wanted
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
+        self._seen: tuple[Any, ...] = ()
         self.layout: Any = None  # how the plates nest, probed by the engine once
         self.unreached: Any = None  # which densities a latent site cannot change, found by the engine once
         self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
@@ -139,6 +141,36 @@ class Pair(nn.Module):
     def group_buffers(self, *groups: str) -> list[Tensor]:
         """Return the buffers of the named groups' modules."""
         return [buffer for group in groups for buffer in self._tensors(group)[1]]
+
+    def signature(self) -> tuple[Any, ...]:
+        """Return what a program reads of the pair when it is captured, beside values of tensors: where it changes, it is captured
+        anew.
+
+        Which parameters there are, which of them are frozen, and their hooks; the mode and the other flags, numbers and
+        names of each module, such as a temperature that a callback anneals.
+        """
+        return (
+            tuple(
+                (id(p), p.requires_grad, *(id(hook) for hook in (p._backward_hooks or {}).values()))
+                for p in self.parameters()
+            ),
+            tuple(
+                (name, value)
+                for module in self.modules()
+                for name, value in vars(module).items()
+                if isinstance(value, bool | float | str) and not name.startswith("_")
+            ),
+            torch.get_default_dtype(),
+        )
+
+    def refresh(self) -> None:
+        """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since."""
+        now = self.signature()
+        if now != self._seen:
+            self._walked.clear()
+            self.checked.clear()
+            self.compiled.pop("xla parameters", None)
+            self._seen = now
 
     def _tensors(self, group: str) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Walk a group's modules once: an engine asks for them in every phase."""

@@ -218,6 +218,7 @@ def course(
         raise TypeError(
             f"optimizers are a dict by parameter group, as optimizers_for(routine, pair) makes it; got {kind}"
         )
+    pair.refresh()
     routine = check_routine(routine)
     module, phases = engine_named(engine), tuple(routine)
     if average is not None:
@@ -226,6 +227,13 @@ def course(
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
+    own = {id(parameter) for _, parameter in pair.named_groups()}
+    for group, optimizer in state.optimizers.items():
+        if any(id(parameter) not in own for part in optimizer.param_groups for parameter in part["params"]):
+            raise PairError(
+                f"the optimizer of {group} holds a tensor that is no parameter of the pair, as where a network was replaced since; "
+                "make it anew, by optimizers_for(routine, pair)"
+            )
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader), max(phase.steps for phase in phases)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unigen.engines import eager
 from unigen.engines.lowering import check_lowers
+from unigen.engines.pure import check_hooks
 from unigen.engines.recorder import capture
 from unigen.engines.tape import Tape
 from unigen.pair import Pair, PairError
@@ -81,6 +82,8 @@ def capture_phase(
     tensors = {f"data.{name}": value for name, value in data.items() if isinstance(value, Tensor)}
     inputs = {**weights, **stored, **{f"chain.{key}": value for key, value in chains.items()}, **tensors}
     moved = [name for name, own in weights.items() if name.split(".")[0] in phase.move and own.requires_grad]
+    for name in moved:
+        check_hooks(weights[name])
     found: dict[str, Tensor] = {}
 
     def run() -> Sequence[Tensor | None]:

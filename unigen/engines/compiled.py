@@ -93,8 +93,8 @@ class _Phase:
         written = {key: buffer.clone() for key, buffer in buffers.items()}
         new = {id(own): parameters[id(own)].clone() for own in self.own} if self.phase.solve else {}
         after = dict(chains)
-        value, ascent = gradient(self.phase, pair, data, parameters | new, written, after)
-        found = {id(own): -slope for own, slope in zip(self.own, ascent, strict=False) if slope is not None}
+        value, slopes = gradient(self.phase, pair, data, parameters | new, written, after)
+        found = {id(own): slope for own, slope in zip(self.own, slopes, strict=False) if slope is not None}
         with torch.no_grad():
             for part, (count, state), lr in zip(self.moments, moments, rates, strict=True):
                 for index, own in enumerate(part.parameters):
@@ -150,13 +150,18 @@ class _Step:
     """
 
     def __init__(
-        self, phases: tuple[Phase, ...], pair: Pair, tensors: Sequence[_Tensors], batch: Sequence[dict[str, Any]]
+        self,
+        phases: tuple[Phase, ...],
+        pair: Pair,
+        mode: tuple[Any, ...],
+        tensors: Sequence[_Tensors],
+        batch: Sequence[dict[str, Any]],
     ) -> None:
         self.climbs: list[tuple[int, _Phase, _Tensors, int]] = []  # number of the phase, compiled, its tensors, place
         for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
             for repetition in range(phase.steps):
                 place = (repetition - 1) % (len(batch) - 1) + 1 if repetition and len(batch) > 1 else 0
-                key = (phase, tuple(part.rule for part in own.moments), shapes_of(batch[place]))
+                key = (phase, mode, tuple(part.rule for part in own.moments), shapes_of(batch[place]))
                 if key not in pair.compiled:
                     pair.compiled[key] = _Phase(phase, pair, own, batch[place])
                 self.climbs.append((number, pair.compiled[key], own, place))
@@ -249,8 +254,10 @@ def advance(
     bound = [[pair.bind(x) for x in batch] for batch in batches]
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     shapes = [tuple(map(shapes_of, batch)) for batch in bound]
+    mode = pair.signature()
     plans = {
-        shape: _Step(phases, pair, tensors, batch) for shape, batch in dict(zip(shapes, bound, strict=True)).items()
+        shape: _Step(phases, pair, mode, tensors, batch)
+        for shape, batch in dict(zip(shapes, bound, strict=True)).items()
     }
     values = []
     for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):

@@ -61,7 +61,8 @@ def gradient(
     buffers: Mapping[int, Tensor],
     chains: dict[str, Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the value of a phase and its gradient along ``pair.group(*phase.move)``, uphill, at the given tensors.
+    """Return the value of a phase and, as torch's optimizers want it, the gradient of its opposite along
+    ``pair.group(*phase.move)``, at the given tensors.
 
     ``parameters``, ``buffers``: by the ``id`` of the pair's own. ``buffers`` are written in place, ``chains`` are replaced
     by the chains after the phase. The gradient is None where a parameter has none. A closed-form phase (``solve``) has no
@@ -73,6 +74,10 @@ def gradient(
         stack.enter_context(unvalidated())
         stack.enter_context(torch.enable_grad())
         leaves = {key: tensor.detach().requires_grad_() for key, tensor in parameters.items()}
+        for parameter in own:
+            check_hooks(parameter)
+            for hook in (parameter._backward_hooks or {}).values():
+                leaves[id(parameter)].register_hook(hook)
         pair.chains = chains
         stack.callback(setattr, pair, "chains", kept)
         if phase.solve:
@@ -82,7 +87,16 @@ def gradient(
         value, surrogate = eager.objective(phase, pair, data)
         if not surrogate.requires_grad:
             raise PairError(f"the phase '{phase}' does not depend on {', '.join(phase.move)}")
-        return value, list(torch.autograd.grad(surrogate, [leaves[id(p)] for p in own], allow_unused=True))
+        return value, list(torch.autograd.grad(-surrogate, [leaves[id(p)] for p in own], allow_unused=True))
+
+
+def check_hooks(parameter: Tensor) -> None:
+    """Refuse a parameter with a hook that runs after its gradient is in place: captured, a gradient is in no place."""
+    if getattr(parameter, "_post_accumulate_grad_hooks", None):
+        raise Unsupported(
+            "a parameter has a hook by register_post_accumulate_grad_hook, which only engine='eager' runs; use register_hook, or "
+            "engine='eager'"
+        )
 
 
 def _normal(mean: Tensor, std: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

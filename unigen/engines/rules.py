@@ -6,7 +6,7 @@ and a checkpoint knows none. An optimizer without a rule here takes its own step
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ class Moments(NamedTuple):
 
 
 def _rule_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> tuple[Any, ...] | None:
-    kind = type(optimizer)
+    kind, hooks = type(optimizer), cast(Any, optimizer)
+    if hooks._optimizer_step_pre_hooks or hooks._optimizer_step_post_hooks:
+        return None
     if part.get("maximize") or part.get("differentiable"):
         return None
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not part["amsgrad"]:

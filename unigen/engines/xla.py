@@ -58,7 +58,7 @@ class _Step(NamedTuple):
 
 def _steps(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[_Step]:
     """Return what a step on each of the batches is, from the pair's chains as they are."""
-    mode = tuple(module.training for module in pair.modules()), torch.get_default_dtype()
+    mode = pair.signature()
     found: list[_Step] = []
     before: Any = None
     for mine in batches:

@@ -1,0 +1,127 @@
+"""What a captured program has read of the pair beside the values of tensors, and what a caller may change between two calls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unigen.engines.draw import Draw
+from unigen.optimizers import optimizers_for
+from unigen.pair import Pair, PairError, Unsupported
+from unigen.phases import PHI, Optimizer, Phase, Wake
+from unigen.training import fit
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+
+
+class Model(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 2), 1.0).to_event(1), obs=x)
+
+
+class Guide(nn.Module):
+    """All but a point, so that engines with noise of their own agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.drop, self.temperature = nn.Linear(2, 1), nn.Dropout(1.0), 1.0
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = self.drop(self.net(x) * self.temperature)
+            pyro.sample("z", dist.Normal(loc, 1e-13).to_event(1))
+
+
+def aim(draw: Draw) -> Tensor:
+    return -(draw["z"] - draw.x.sum(-1, keepdim=True) - 1).square().sum(-1)
+
+
+ROUTINE = (Phase(aim, Wake(), PHI),)
+
+
+def frozen(pair: Pair) -> None:
+    pair.guide.net.weight.requires_grad_(False)
+
+
+def replaced(pair: Pair) -> None:
+    pair.guide.net = nn.Linear(2, 1, dtype=torch.float64)
+    for parameter in pair.guide.net.parameters():
+        nn.init.constant_(parameter, 0.3)
+
+
+def annealed(pair: Pair) -> None:
+    pair.guide.temperature = 0.25
+
+
+def training(pair: Pair) -> None:
+    pair.guide.drop.train()
+
+
+def clipped(pair: Pair) -> None:
+    pair.guide.net.weight.register_hook(lambda slope: slope.clamp(min=-0.01, max=0.02))
+
+
+def step(pair: Pair, engine: str) -> list[Tensor]:
+    before = [parameter.detach().clone() for parameter in pair.guide.parameters()]
+    x = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
+    optimizers = optimizers_for(ROUTINE, pair, Optimizer("SGD", 0.1))
+    fit(x, ROUTINE, pair, optimizers, steps=1, engine=engine, progress=False)
+    return [now.detach() - then for now, then in zip(pair.guide.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("change", [frozen, replaced, annealed, training, clipped])
+def test_a_change_between_two_calls_is_the_change_of_eager(change: Callable[[Pair], None], engine: str) -> None:
+    pair = Pair(Model(), Guide()).double()
+    pair.guide.drop.eval()
+    other, steps = copy.deepcopy(pair), []
+    for each, name in ((pair, "eager"), (other, engine)):
+        first = step(each, name)
+        change(each)
+        second = step(each, name)
+        steps.append([*first, *second])
+        assert change is not replaced or all(float(part.abs().max()) > 1e-3 for part in second)
+        assert any(float((a - b).abs().max()) > 1e-3 for a, b in zip(first, second, strict=True))
+    for mine, theirs in zip(*steps, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_an_optimizer_of_a_network_that_was_replaced_is_refused() -> None:
+    pair = Pair(Model(), Guide()).double()
+    optimizers = optimizers_for(ROUTINE, pair)
+    replaced(pair)
+    with pytest.raises(PairError, match="optimizer of phi holds a tensor that is no parameter of the pair"):
+        fit(torch.zeros(8, 2, dtype=torch.float64), ROUTINE, pair, optimizers, steps=1, progress=False)
+
+
+def test_hooks_of_an_optimizer_run_before_its_step() -> None:
+    pair = Pair(Model(), Guide()).double()
+    pair.guide.drop.eval()
+    optimizer = torch.optim.Adam(pair.group("phi"), 0.1)
+    norms: list[float] = []
+
+    def clip(*_: object) -> None:
+        norms.append(float(nn.utils.clip_grad_norm_(pair.group("phi"), 1e-3)))
+
+    optimizer.register_step_pre_hook(clip)
+    x = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
+    fit(x, ROUTINE, pair, {"phi": optimizer}, steps=3, engine="compiled", progress=False)
+    assert len(norms) == 3 and norms[0] > 0.1
+    moments = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in pair.group("phi")])
+    assert float(moments.norm()) <= 1e-3
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_hook_after_the_gradient_is_in_place_is_refused(engine: str) -> None:
+    pair = Pair(Model(), Guide()).double()
+    pair.guide.net.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(Unsupported, match="register_post_accumulate_grad_hook, which only engine='eager' runs"):
+        step(pair, engine)

@@ -73,7 +73,6 @@ class Pair(nn.Module):
         self.averages: Averages | None = None  # running averages of the weights, where they are wanted
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
-        self._seen: tuple[Any, ...] = ()
         self.layout: Any = None  # how the plates nest, probed by the engine once
         self.unreached: Any = None  # which densities a latent site cannot change, found by the engine once
         self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
@@ -92,6 +91,7 @@ class Pair(nn.Module):
                 other = owner.setdefault(id(parameter), group)
                 if other != group:
                     raise PairError(f"parameter {name!r} belongs to both {other} and {group}; give each its own copy")
+        self._seen = self.signature()
 
     @property
     def generative_model(self) -> Callable[..., Any]:
@@ -196,6 +196,7 @@ class Pair(nn.Module):
                     memo[id(part)] = None
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables", "compiled")}
         same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}, "compiled": {}})
+        same._seen = same.signature()
         return same
 
     def bind(self, x: Any) -> dict[str, Any]:

@@ -149,19 +149,13 @@ class Pair(nn.Module):
         Which parameters there are, which of them are frozen, and their hooks; the mode and the other flags, numbers and
         names of each module, such as a temperature that a callback anneals.
         """
-        return (
-            tuple(
-                (id(p), p.requires_grad, *(id(hook) for hook in (p._backward_hooks or {}).values()))
-                for p in self.parameters()
-            ),
-            tuple(
-                (name, value)
-                for module in self.modules()
-                for name, value in vars(module).items()
-                if isinstance(value, bool | float | str) and not name.startswith("_")
-            ),
-            torch.get_default_dtype(),
-        )
+        found: list[Any] = [torch.get_default_dtype()]
+        for module in self.modules():
+            found += [(k, v) for k, v in vars(module).items() if type(v) in _READ and not k.startswith("_")]
+            for p in module._parameters.values():
+                if p is not None:
+                    found.append((id(p), p.requires_grad, *map(id, (p._backward_hooks or {}).values())))
+        return tuple(found)
 
     def refresh(self) -> None:
         """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since."""
@@ -226,6 +220,9 @@ class Pair(nn.Module):
                 f"the routine reads the network {name!r} of psi, which this pair lacks; {nearest(name, self.psi)}"
             )
         return self.psi[name]
+
+
+_READ = {bool, float, str}  # attributes of a module that a program reads when it is captured; integers often count
 
 
 def nothing(*_: Any, **__: Any) -> None:

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from unigen.engines.draw import Draw
+from unigen.networks import networks
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
+from unigen.pairs import latent
 from unigen.phases import PHI, Optimizer, Phase, Wake
+from unigen.routines import vae
 from unigen.training import fit
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -98,8 +101,15 @@ def test_an_optimizer_of_a_network_that_was_replaced_is_refused() -> None:
     pair = Pair(Model(), Guide()).double()
     optimizers = optimizers_for(ROUTINE, pair)
     replaced(pair)
-    with pytest.raises(PairError, match="optimizer of phi holds a tensor that is no parameter of the pair"):
+    with pytest.raises(PairError, match="optimizer of phi holds a tensor that is no parameter of phi"):
         fit(torch.zeros(8, 2, dtype=torch.float64), ROUTINE, pair, optimizers, steps=1, progress=False)
+
+
+def test_an_optimizer_of_two_groups_which_would_step_twice_is_refused() -> None:
+    pair = latent(networks("mlp", (4,), 2, hidden=(3,)), "normal")
+    both = torch.optim.SGD([*pair.group("theta"), *pair.group("phi")], 0.1)
+    with pytest.raises(PairError, match="theta, as where it serves two groups"):
+        fit(torch.rand(8, 4), vae, pair, {"theta": both, "phi": both}, steps=1, progress=False)
 
 
 def test_hooks_of_an_optimizer_run_before_its_step() -> None:

@@ -227,12 +227,12 @@ def course(
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
-    own = {id(parameter) for _, parameter in pair.named_groups()}
     for group, optimizer in state.optimizers.items():
+        own = {id(parameter) for _, parameter in pair.named_group(group)}
         if any(id(parameter) not in own for part in optimizer.param_groups for parameter in part["params"]):
             raise PairError(
-                f"the optimizer of {group} holds a tensor that is no parameter of the pair, as where a network was replaced since; "
-                "make it anew, by optimizers_for(routine, pair)"
+                f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
+                "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
             )
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]

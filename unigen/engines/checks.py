@@ -48,17 +48,18 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     break
                 for phase in routine:
                     reached |= _gradients(phase, pair, x)
+            missing = _unreached(routine, pair, reached)
             given = [name for name in pair.optional if data.get(name) is not None]
-            if given and (waiting := _unreached(routine, pair, reached)):
-                reached |= _reached_without(given, routine, pair, data)
-                if not _unreached(routine, pair, reached):
-                    group, name = waiting[0]
+            if missing and given:
+                group, name = missing[0]
+                missing = _unreached(routine, pair, reached | _reached_without(given, routine, pair, data))
+                if not missing:
                     warnings.warn(
                         f"parameter {name!r} of {group} gets no gradient from a batch that gives {', '.join(given)}; it needs "
                         "batches that leave it out too",
                         stacklevel=2,
                     )
-            if missing := _unreached(routine, pair, reached):
+            if missing:
                 group, name = missing[0]
                 raise PairError(
                     f"parameter {name!r} of {group} gets no gradient in any phase; use it in the {_PROGRAM[group]}, remove it, "

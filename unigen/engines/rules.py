@@ -6,12 +6,12 @@ and a checkpoint knows none. An optimizer without a rule here takes its own step
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "moments_of", "update"]
+__all__ = ["Moments", "hooked", "moments_of", "update"]
 
 
 class Moments(NamedTuple):
@@ -27,11 +27,14 @@ class Moments(NamedTuple):
     state: dict[str, list[Tensor]]
 
 
+def hooked(optimizer: Any) -> bool:
+    """Say whether something of the caller's runs before or after each step of a torch optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
 def _rule_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> tuple[Any, ...] | None:
-    kind, hooks = type(optimizer), cast(Any, optimizer)
-    if hooks._optimizer_step_pre_hooks or hooks._optimizer_step_post_hooks:
-        return None
-    if part.get("maximize") or part.get("differentiable"):
+    kind = type(optimizer)
+    if hooked(optimizer) or part.get("maximize") or part.get("differentiable"):
         return None
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not part["amsgrad"]:
         decoupled = bool(part.get("decoupled_weight_decay", kind is torch.optim.AdamW))

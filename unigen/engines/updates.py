@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 
+from unigen.engines.rules import hooked
 from unigen.engines.tape import ELSEWHERE
 from unigen.pair import Unsupported
 
@@ -121,7 +122,6 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
         raise Unsupported(f"the xla engine has no optimizer {type(optimizer).__name__}, only {known}; {ELSEWHERE}")
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise Unsupported(f"the xla engine has no amsgrad; {ELSEWHERE}")
-    hooks: Any = optimizer
-    if hooks._optimizer_step_pre_hooks or hooks._optimizer_step_post_hooks:
+    if hooked(optimizer):
         raise Unsupported(f"the xla engine runs no hooks of {type(optimizer).__name__}.step; {ELSEWHERE}")
     return rule

@@ -5,14 +5,18 @@ Forking wants a process with one thread: these are for tests/stress.py, not for 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from unigen.signals import ASKING, asked_to_end
 
@@ -46,7 +50,8 @@ def fork(work: Callable[[], object], said: Path | None = None) -> int:
     """Do work in a child, and return its process id; what it prints goes to the file ``said``, where there is one.
 
     The child exits as a script would: 0, the code of ``SystemExit``, 130 or 143 when a signal ended it, 1 after an error.
-    Signals that arrive while it starts wait until it can take them.
+    Signals that arrive while it starts wait until it can take them. Its progress bars have a lock of their own: tqdm's is
+    shared by all processes of one parent, and a child that is killed while it holds it would stop each of the others.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,6 +66,8 @@ def fork(work: Callable[[], object], said: Path | None = None) -> int:
             handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+        faulthandler.enable()
+        tqdm.set_lock(threading.RLock())
         with asked_to_end(at_once=True):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
             work()
@@ -79,9 +86,16 @@ def fork(work: Callable[[], object], said: Path | None = None) -> int:
     raise AssertionError("not reached")
 
 
-def wait(child: int) -> int:
-    """Return a child's exit code, the negative signal where one killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait(child: int, seconds: float = 600) -> int:
+    """Return a child's exit code, the negative signal where one killed it.
+
+    A child that still runs after some seconds is ended by SIGABRT, for which it prints where it stood.
+    """
+    code = ended(child, seconds)
+    if code is None:
+        os.kill(child, signal.SIGABRT)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code
 
 
 def ended(child: int, seconds: float) -> int | None:

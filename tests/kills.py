@@ -90,8 +90,10 @@ def killed(name: str, kills: int, sent: signal.Signals, chance: random.Random, r
         code, lost, before = expected, 0, 0
         while code == expected:
             child = fork(lambda directory=directory, result=result: train(name, directory, result))
-            instant = chance.uniform(0, duration) if count < kills else 120
-            code, took = killed_at(child, instant, sent, result.exists)
+            if count < kills:
+                code, took = killed_at(child, chance.uniform(0, duration), sent, result.exists)
+            else:
+                code, took = wait(child, 120), None
             if code == 0 and took is not None:
                 tally(False, f"{name}, run {number}: went on as if no signal had come")
             steps = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -180,9 +182,11 @@ def ended_anywhere(name: str, kills: int, sent: signal.Signals, chance: random.R
     while count < kills:
         out, code, times = root / f"out-{(number := number + 1)}", expected, []
         while code == expected:
-            instant = chance.uniform(0, duration) if count < kills and len(times) < 4 else 600.0
             child = fork(command(name, out), root / "said")
-            code, took = killed_at(child, instant, sent, (out / "report.html").exists)
+            if count < kills and len(times) < 4:
+                code, took = killed_at(child, chance.uniform(0, duration), sent, (out / "report.html").exists)
+            else:
+                code, took = wait(child), None
             if code == 0 and took is not None:
                 tally(False, f"{name}, {out.name}: went on as if no signal had come")
             if code == expected and took is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -72,11 +73,13 @@ def clipped(pair: Pair) -> None:
     pair.guide.net.weight.register_hook(lambda slope: slope.clamp(min=-0.01, max=0.02))
 
 
+DATA = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
+
+
 def step(pair: Pair, engine: str) -> list[Tensor]:
     before = [parameter.detach().clone() for parameter in pair.guide.parameters()]
-    x = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
     optimizers = optimizers_for(ROUTINE, pair, Optimizer("SGD", 0.1))
-    fit(x, ROUTINE, pair, optimizers, steps=1, engine=engine, progress=False)
+    fit(DATA, ROUTINE, pair, optimizers, steps=1, engine=engine, progress=False)
     return [now.detach() - then for now, then in zip(pair.guide.parameters(), before, strict=True)]
 
 
@@ -135,3 +138,89 @@ def test_a_hook_after_the_gradient_is_in_place_is_refused(engine: str) -> None:
     pair.guide.net.weight.register_post_accumulate_grad_hook(lambda parameter: None)
     with pytest.raises(Unsupported, match="register_post_accumulate_grad_hook, which only engine='eager' runs"):
         step(pair, engine)
+
+
+class Wider(Guide):
+    """A guide with a number on which only some objectives depend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.drop = nn.Parameter(torch.tensor(0.3)), nn.Identity()
+
+
+def outer(draw: Draw) -> Tensor:
+    return aim(draw) - (draw.pair.guide.extra * draw.x.sum(-1) - 1).square()
+
+
+OUTER = (Phase(outer, Wake(), PHI),)
+Kind = type[torch.optim.Optimizer]
+Train = Callable[..., object]
+
+
+class AMSGrad(torch.optim.Adam):
+    """An optimizer that takes its own step behind a compiled gradient."""
+
+    def __init__(self, parameters: object, lr: object) -> None:
+        super().__init__(parameters, lr, amsgrad=True)
+
+
+BOUND = 0.15
+
+
+def clamp(parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.clamp_(-BOUND, BOUND)
+
+
+def divided(pair: Pair, kind: Kind, train: Train) -> None:
+    weight, bias, extra = pair.guide.parameters()
+    halves = [{"params": [weight, extra], "lr": 0.1}, {"params": [bias], "lr": 0.01}]
+    for groups in (halves, halves[::-1], [{"params": [bias, weight]}]):
+        train(OUTER, kind(groups, lr=0.03))
+
+
+def thawed(pair: Pair, kind: Kind, train: Train) -> None:
+    optimizer = kind(pair.guide.parameters(), lr=0.03)
+    for trained in (True, False, True):
+        pair.guide.net.weight.requires_grad_(trained)
+        train(OUTER, optimizer)
+
+
+def in_turn(pair: Pair, kind: Kind, train: Train) -> None:
+    optimizer = kind(pair.guide.parameters(), lr=0.03)
+    for _ in range(2):
+        train((*ROUTINE, *OUTER), optimizer)
+
+
+def slowed(pair: Pair, kind: Kind, train: Train) -> None:
+    lr = torch.tensor(0.03)
+    optimizer = kind(pair.guide.parameters(), lr=lr)
+    for _ in range(3):
+        train(OUTER, optimizer)
+        lr.mul_(0.3)
+
+
+def held(pair: Pair, kind: Kind, train: Train) -> None:
+    clip = replace(ROUTINE[0], project=clamp)
+    train((*OUTER, clip), kind(pair.guide.parameters(), lr=0.03))
+    assert float(pair.guide.extra.detach().abs()) <= BOUND
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD, AMSGrad])
+@pytest.mark.parametrize("course", [divided, thawed, in_turn, slowed, held])
+def test_optimizers_move_the_parameters_as_in_eager(course: Callable[..., None], kind: Kind, engine: str) -> None:
+    if kind is AMSGrad and engine == "xla":
+        pytest.skip("xla has no rule for it and refuses it")
+    ends = []
+    for name in ("eager", engine):
+        pair = Pair(Model(), Wider()).double()
+        for value, parameter in enumerate(pair.guide.parameters()):
+            nn.init.constant_(parameter, 0.2 * value - 0.1)
+
+        def train(routine: tuple[Phase, ...], optimizer: torch.optim.Optimizer, pair=pair, name=name) -> None:
+            fit(DATA, routine, pair, {"phi": optimizer}, steps=3, engine=name, progress=False)
+
+        course(pair, kind, train)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)

@@ -134,9 +134,9 @@ class Pair(nn.Module):
         """Return every (name, parameter), the group first: ``theta.generator.weight``."""
         return [(f"{group}.{name}", p) for group in ("theta", "phi", "psi") for name, p in self.named_group(group)]
 
-    def group(self, *groups: str) -> list[nn.Parameter]:
-        """Return the parameters of the named groups, in order, without frozen ones (``requires_grad_(False)``)."""
-        return [p for group in groups for p in self._tensors(group)[0] if p.requires_grad]
+    def group(self, *groups: str, frozen: bool = False) -> list[nn.Parameter]:
+        """Return the parameters of the named groups, in order; those with ``requires_grad_(False)`` only with ``frozen``."""
+        return [p for group in groups for p in self._tensors(group)[0] if frozen or p.requires_grad]
 
     def group_buffers(self, *groups: str) -> list[Tensor]:
         """Return the buffers of the named groups' modules."""

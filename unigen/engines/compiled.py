@@ -44,11 +44,12 @@ class _Tensors:
         self.moments: list[Moments] = known if len(known) == len(moments) else []
         self.others = [] if len(known) == len(moments) else [optimizers[group] for group in groups]
         self.settings = [part for _, part in parts] if self.moments else []
+        self.rules = tuple((part.rule, tuple(map(id, part.parameters))) for part in self.moments)
         self.steps = [count for part in self.moments for count in part.steps]
         self.state = [tensor.detach() for tensor in pair.group("theta", "phi", "psi")]
         self.state += pair.group_buffers("theta", "phi", "psi")
         for part in self.moments:
-            self.state += [*part.steps[:1], *(tensor for each in part.state.values() for tensor in each)]
+            self.state += [*part.steps, *(tensor for each in part.state.values() for tensor in each)]
 
 
 class _Phase:
@@ -66,6 +67,8 @@ class _Phase:
         )
         self.rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self.moments]
         self.rates_now: list[float] = []
+        self.moved: list[Tensor] = []  # those of its own that have a gradient
+        self.counted: list[int] = []  # the places of their counts of updates among those of the optimizers
         self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
         self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
@@ -84,8 +87,8 @@ class _Phase:
         buffers = {id(own): next(following) for own in pair.group_buffers("theta", "phi", "psi")}
         moments = []
         for part in self.moments:
-            count = next(following) if part.steps else None
-            moments.append((count, {name: [next(following) for _ in each] for name, each in part.state.items()}))
+            counts = [next(following) for _ in part.steps]
+            moments.append((counts, {name: [next(following) for _ in each] for name, each in part.state.items()}))
         rates = [next(following) for _ in self.rates]
         chains = {key: next(following) for key in self.chains}
         data = self.fixed | dict(zip(self.names, following, strict=True))
@@ -95,27 +98,31 @@ class _Phase:
         after = dict(chains)
         value, slopes = gradient(self.phase, pair, data, parameters | new, written, after)
         found = {id(own): slope for own, slope in zip(self.own, slopes, strict=False) if slope is not None}
+        self.moved = [own for own in self.own if id(own) in found]
+        counted = [id(own) for part in self.moments if part.steps for own in part.parameters]
+        self.counted = [index for index, owner in enumerate(counted) if owner in found]
         with torch.no_grad():
-            for part, (count, state), lr in zip(self.moments, moments, rates, strict=True):
+            for part, (counts, state), lr in zip(self.moments, moments, rates, strict=True):
                 for index, own in enumerate(part.parameters):
                     if id(own) not in found:
                         continue
+                    count = counts[index] if counts else None
                     now = {name: each[index] for name, each in state.items()}
                     new[id(own)], later = update(part.rule, lr, count, parameters[id(own)], found[id(own)], now)
                     for name, tensor in later.items():
                         now[name].copy_(tensor)
-            if new:
-                value = finite_parameters(value, new.values())
-            if self.phase.project is not None and new:
-                self.phase.project(list(new.values()))
-            for own in self.own:
-                if id(own) in new:
-                    parameters[id(own)].copy_(new[id(own)])
+            if not self.separate:
+                ends = [new[id(own)] if id(own) in new else parameters[id(own)].clone() for own in self.own]
+                value = finite_parameters(value, ends)
+                if self.phase.project is not None:
+                    self.phase.project(ends)
+                for own, end in zip(self.own, ends, strict=True):
+                    parameters[id(own)].copy_(end)
             for own in pair.group_buffers(*self.phase.move):
                 buffers[id(own)].copy_(written[id(own)])
             for key, chain in chains.items():
                 chain.copy_(after[key])
-        return [value, *(found[id(own)] for own in self.own if id(own) in found)] if self.separate else [value]
+        return [value, *(found[id(own)] for own in self.moved)] if self.separate else [value]
 
     def set_rates(self, wanted: list[float]) -> None:
         """Let the next steps have these learning rates, one a parameter group."""
@@ -126,14 +133,16 @@ class _Phase:
 
     @torch.no_grad()
     def __call__(self, tensors: _Tensors, data: Mapping[str, Any]) -> Tensor:
-        if tensors.steps:
-            torch._foreach_add_(tensors.steps, 1)
+        if self.counted:
+            torch._foreach_add_([tensors.steps[index] for index in self.counted], 1)
         arguments = self._arguments(tensors, data)
         if self.function is None:
             self.function = _compile(self.graph, arguments)
         value, *found = self.function(*arguments)
         if self.separate:
-            for own, slope in zip(self.own, found, strict=True):
+            for own in self.pair.group(*self.phase.move, frozen=True):
+                own.grad = None
+            for own, slope in zip(self.moved, found, strict=True):
                 own.grad = slope
             for optimizer in tensors.others:
                 optimizer.step()
@@ -161,7 +170,7 @@ class _Step:
         for number, (phase, own) in enumerate(zip(phases, tensors, strict=True)):
             for repetition in range(phase.steps):
                 place = (repetition - 1) % (len(batch) - 1) + 1 if repetition and len(batch) > 1 else 0
-                key = (phase, mode, tuple(part.rule for part in own.moments), shapes_of(batch[place]))
+                key = (phase, mode, own.rules, shapes_of(batch[place]))
                 if key not in pair.compiled:
                     pair.compiled[key] = _Phase(phase, pair, own, batch[place])
                 self.climbs.append((number, pair.compiled[key], own, place))
@@ -179,13 +188,13 @@ class _Step:
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Tensor:
         for _, climb, own, _ in self.climbs:
-            climb.set_rates([part["lr"] for part in own.settings])
+            climb.set_rates([float(part["lr"]) for part in own.settings])
         way = self.replay or self._way(batch)
         return way(batch)
 
     def _way(self, batch: Sequence[Mapping[str, Any]]) -> Callable[[Any], Tensor]:
         """Return how the step is taken this time; a replay is kept while nobody else holds the tensors that it writes."""
-        held = [tensor for _, climb, own, _ in self.climbs for tensor in (*climb.held(own), *own.steps)]
+        held = [tensor for _, climb, own, _ in self.climbs for tensor in climb.held(own)]
         given = [value for data in batch for value in data.values() if isinstance(value, Tensor)]
         whole = all(climb.replayable and not climb.separate for _, climb, _, _ in self.climbs)
         if not whole or not all(tensor.is_cuda for tensor in (*held, *given)):

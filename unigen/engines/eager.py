@@ -223,7 +223,7 @@ def _climb(phase: Phase, pair: Pair, optimizers: Mapping[str, torch.optim.Optimi
     if phase.solve:
         value = solve(phase, pair, x)
     else:
-        for parameter in moved:
+        for parameter in pair.group(*phase.move, frozen=True):  # one frozen since has its last gradient still
             parameter.grad = None
         value, surrogate = objective(phase, pair, x)
         if not surrogate.requires_grad:

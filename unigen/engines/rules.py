@@ -18,7 +18,7 @@ class Moments(NamedTuple):
     """What the rule of one parameter group of an optimizer needs: fixed settings, and tensors that change in place.
 
     ``rule``: its name with every setting but the learning rate. ``parameters``: those of the group. ``steps``: the number
-    of updates taken, a tensor a parameter, all equal. ``state``: by name a tensor a parameter.
+    of updates taken, a tensor a parameter. ``state``: by name a tensor a parameter.
     """
 
     rule: tuple[Any, ...]
@@ -34,7 +34,8 @@ def hooked(optimizer: Any) -> bool:
 
 def _rule_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> tuple[Any, ...] | None:
     kind = type(optimizer)
-    if hooked(optimizer) or part.get("maximize") or part.get("differentiable"):
+    moving = any(isinstance(beta, Tensor) for beta in part.get("betas", ()))  # whose value may change in its place
+    if hooked(optimizer) or part.get("maximize") or part.get("differentiable") or moving:
         return None
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not part["amsgrad"]:
         decoupled = bool(part.get("decoupled_weight_decay", kind is torch.optim.AdamW))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unigen.engines import engine_named
 from unigen.engines.draw import Draw
 from unigen.networks import networks
 from unigen.optimizers import optimizers_for
@@ -37,10 +41,13 @@ class Guide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net, self.drop, self.temperature = nn.Linear(2, 1), nn.Dropout(1.0), 1.0
+        self.layers, self.plain, self.settings = 1, torch.tensor(1.0, dtype=torch.float64), {"scale": 1.0}
+        self.register_buffer("shift", torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> None:
+        scale = self.temperature * self.layers * self.plain * self.settings["scale"]
         with pyro.plate("data", len(x)):
-            loc = self.drop(self.net(x) * self.temperature)
+            loc = self.drop(self.net(x) * scale + self.shift)
             pyro.sample("z", dist.Normal(loc, 1e-13).to_event(1))
 
 
@@ -76,6 +83,39 @@ def clipped(pair: Pair) -> None:
 DATA = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
 
 
+def moved_buffer(pair: Pair) -> None:
+    pair.guide.shift = torch.tensor(2.0, dtype=torch.float64)
+
+
+def seen(pair: Pair) -> None:
+    pair.guide.net.register_forward_hook(lambda module, given, out: out * 0.3)
+
+
+def seen_before(pair: Pair) -> None:
+    pair.guide.net.register_forward_pre_hook(lambda module, given: (given[0] * 0.3,))
+
+
+def another_forward(pair: Pair) -> None:
+    net = pair.guide.net
+    net.forward = lambda x: 0.3 * nn.functional.linear(x, net.weight, net.bias)
+
+
+def counted(pair: Pair) -> None:
+    pair.guide.layers = 3
+
+
+def replaced_tensor(pair: Pair) -> None:
+    pair.guide.plain = torch.tensor(0.3, dtype=torch.float64)
+
+
+def set_globally(pair: Pair) -> None:
+    pair.guide.settings["scale"] = 0.3
+
+
+CHANGES = (frozen, replaced, annealed, training, clipped, moved_buffer, seen, seen_before, another_forward, counted)
+CHANGES += (replaced_tensor, set_globally)
+
+
 def step(pair: Pair, engine: str) -> list[Tensor]:
     before = [parameter.detach().clone() for parameter in pair.guide.parameters()]
     optimizers = optimizers_for(ROUTINE, pair, Optimizer("SGD", 0.1))
@@ -84,7 +124,7 @@ def step(pair: Pair, engine: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])
-@pytest.mark.parametrize("change", [frozen, replaced, annealed, training, clipped])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_between_two_calls_is_the_change_of_eager(change: Callable[[Pair], None], engine: str) -> None:
     pair = Pair(Model(), Guide()).double()
     pair.guide.drop.eval()
@@ -98,6 +138,140 @@ def test_a_change_between_two_calls_is_the_change_of_eager(change: Callable[[Pai
         assert any(float((a - b).abs().max()) > 1e-3 for a, b in zip(first, second, strict=True))
     for mine, theirs in zip(*steps, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+BETA, LISTED, NAMED = 1.0, [1.0], SimpleNamespace(inner=SimpleNamespace(beta=1.0))
+
+
+class Weighted:
+    beta = 1.0
+
+    def factor(self) -> float:
+        return self.beta
+
+    def __call__(self, draw: Draw) -> Tensor:
+        return aim(draw) * self.factor()
+
+
+WEIGHTED = Weighted()
+
+
+def enclosing() -> tuple[Callable[[Draw], Tensor], Callable[[float], None]]:
+    beta = 1.0
+
+    def objective(draw: Draw) -> Tensor:
+        return aim(draw) * beta
+
+    def put(value: float) -> None:
+        nonlocal beta
+        beta = value
+
+    return objective, put
+
+
+ENCLOSED, put_enclosed = enclosing()
+
+
+def of_global(draw: Draw) -> Tensor:
+    return sum(aim(draw) * BETA for _ in range(1))
+
+
+def of_list(draw: Draw) -> Tensor:
+    return aim(draw) * LISTED[0]
+
+
+def of_attribute(draw: Draw) -> Tensor:
+    return aim(draw) * NAMED.inner.beta
+
+
+def of_argument(draw: Draw, settings: SimpleNamespace) -> Tensor:
+    return aim(draw) * settings.inner.beta
+
+
+def put_everywhere(value: float) -> None:
+    global BETA
+    BETA, LISTED[0], NAMED.inner.beta, WEIGHTED.beta = (value,) * 4
+    put_enclosed(value)
+
+
+READING = [of_global, of_list, of_attribute, ENCLOSED, WEIGHTED, partial(of_argument, settings=NAMED)]
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize(
+    "objective", READING, ids=lambda objective: getattr(objective, "__name__", type(objective).__name__)
+)
+def test_a_number_of_python_that_a_callback_changes_is_the_number_of_eager(objective: Any, engine: str) -> None:
+    ends = []
+    for name in ("eager", engine):
+        put_everywhere(1.0)
+        pair = Pair(Model(), Guide()).double()
+        pair.guide.drop.eval()
+        for parameter in pair.guide.parameters():
+            nn.init.constant_(parameter, 0.3)
+        routine = (Phase(objective, Wake(), PHI),)
+        optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
+        betas = iter((3.0, 0.5, 1.0))
+        fit(
+            DATA,
+            routine,
+            pair,
+            optimizers,
+            steps=6,
+            engine=name,
+            record_every=2,
+            callbacks=[lambda state, history, betas=betas: put_everywhere(next(betas))],
+            progress=False,
+        )
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+class Remembering(Guide):
+    def forward(self, x: Tensor) -> None:
+        self.layers += 1
+        self.last = self.net(x)
+        super().forward(x)
+
+
+def of_last(draw: Draw) -> Tensor:
+    return aim(draw) - draw.pair.guide.last.square().sum(-1)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_what_a_program_writes_itself_is_no_change(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = []
+    module = engine_named(engine)
+    name = "_Phase" if engine == "compiled" else "capture_phase"
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: captured.append(1) or original(*given))
+    pair = Pair(Model(), Remembering()).double()
+    pair.guide.drop.eval()
+    for _ in range(3):
+        fit(DATA, (Phase(of_last, Wake(), PHI),), pair, steps=1, engine=engine, progress=False)
+        pair.guide(DATA)
+    assert len(captured) == 1
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_program_that_is_captured_time_and_again_is_told_why(engine: str) -> None:
+    pair = Pair(Model(), Guide()).double()
+    pair.guide.drop.eval()
+    put_everywhere(1.0)
+    with pytest.warns(
+        UserWarning, match="'BETA' changes between calls, and the programs were captured 8 times"
+    ) as told:
+        fit(
+            DATA,
+            (Phase(of_global, Wake(), PHI),),
+            pair,
+            steps=12,
+            engine=engine,
+            record_every=1,
+            callbacks=[lambda state, history: put_everywhere(1.0 + state.step)],
+            progress=False,
+        )
+    assert len(told) == 1
 
 
 def test_an_optimizer_of_a_network_that_was_replaced_is_refused() -> None:

@@ -146,25 +146,35 @@ class Pair(nn.Module):
         """Return what a program reads of the pair when it is captured, beside values of tensors: where it changes, it is captured
         anew.
 
-        Which parameters there are, which of them are frozen, and their hooks; the mode and the other flags, numbers and
+        Which parameters and buffers there are, which are frozen, and all hooks; the mode and the other flags, numbers and
         names of each module, such as a temperature that a callback anneals.
         """
         found: list[Any] = [torch.get_default_dtype()]
         for module in self.modules():
-            found += [(k, v) for k, v in vars(module).items() if type(v) in _READ and not k.startswith("_")]
-            for p in module._parameters.values():
+            own = vars(module)
+            found += [(k, v) for k, v in own.items() if type(v) in _READ and not k.startswith("_")]
+            if "forward" in own:  # one of its own, in the place of its class's
+                found.append(id(own["forward"]))
+            for p in own["_parameters"].values():
                 if p is not None:
                     found.append((id(p), p.requires_grad, *map(id, (p._backward_hooks or {}).values())))
+            for name in _HELD:
+                if own[name]:
+                    found += map(id, own[name].values())
         return tuple(found)
 
-    def refresh(self) -> None:
-        """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since."""
+    def refresh(self) -> bool:
+        """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since; say
+        whether something like it has happened.
+        """
         now = self.signature()
-        if now != self._seen:
+        changed = now != self._seen
+        if changed:
             self._walked.clear()
             self.checked.clear()
             self.compiled.pop("xla parameters", None)
             self._seen = now
+        return changed
 
     def _tensors(self, group: str) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Walk a group's modules once: an engine asks for them in every phase."""
@@ -222,6 +232,7 @@ class Pair(nn.Module):
         return self.psi[name]
 
 
+_HELD = ("_buffers", "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _READ = {bool, float, str}  # attributes of a module that a program reads when it is captured; integers often count
 
 

@@ -227,13 +227,7 @@ def course(
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
-    for group, optimizer in state.optimizers.items():
-        own = {id(parameter) for _, parameter in pair.named_group(group)}
-        if any(id(parameter) not in own for part in optimizer.param_groups for parameter in part["params"]):
-            raise PairError(
-                f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
-                "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
-            )
+    _check_held(state)
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader), max(phase.steps for phase in phases)
@@ -292,6 +286,8 @@ def course(
                 bar.set_postfix_str(" ".join(f"{value:.4g}" for value in history.values[-1]), refresh=False)
             if state.step % called == 0 or state.step == steps:
                 stopped, told = _call(callbacks, state, history), state.step
+                if callbacks and pair.refresh():
+                    _check_held(state)
             asked = interrupted()
             if keeper is not None and (asked or state.step % between == 0):
                 watch.settle()
@@ -306,6 +302,17 @@ def course(
     if keeper is not None:
         keeper.save(state, history, spent, None, 0, stopped)
     return state, history
+
+
+def _check_held(state: State) -> None:
+    """Refuse an optimizer of tensors that are not, or no longer, parameters of its group."""
+    for group, optimizer in state.optimizers.items():
+        own = {id(parameter) for _, parameter in state.pair.named_group(group)}
+        if any(id(parameter) not in own for part in optimizer.param_groups for parameter in part["params"]):
+            raise PairError(
+                f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
+                "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
+            )
 
 
 def _until_next(step: int, most: int, *marks: int | None) -> int:

@@ -20,6 +20,7 @@ from unigen.engines.checks import check_once, check_optimizers
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, gradient
+from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
 from unigen.pair import Pair
@@ -140,8 +141,8 @@ class _Phase:
             self.function = _compile(self.graph, arguments)
         value, *found = self.function(*arguments)
         if self.separate:
-            for own in self.pair.group(*self.phase.move, frozen=True):
-                own.grad = None
+            for parameter in self.pair.group(*self.phase.move, frozen=True):
+                parameter.grad = None
             for own, slope in zip(self.moved, found, strict=True):
                 own.grad = slope
             for optimizer in tensors.others:
@@ -162,7 +163,7 @@ class _Step:
         self,
         phases: tuple[Phase, ...],
         pair: Pair,
-        mode: tuple[Any, ...],
+        mode: int,
         tensors: Sequence[_Tensors],
         batch: Sequence[dict[str, Any]],
     ) -> None:
@@ -259,15 +260,16 @@ def advance(
     phases = tuple(routine)
     check_once(phases, pair, batches[0][0])
     check_optimizers(phases, pair, optimizers)
+    mode = mode_of(phases, pair)
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     shapes = [tuple(map(shapes_of, batch)) for batch in bound]
-    mode = pair.signature()
     plans = {
         shape: _Step(phases, pair, mode, tensors, batch)
         for shape, batch in dict(zip(shapes, bound, strict=True)).items()
     }
+    settled(phases, pair)
     values = []
     for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):
         for part, lr in zip(settings, rates[index] if rates else (), strict=False):

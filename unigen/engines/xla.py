@@ -5,7 +5,8 @@ its optimizers (``loop``, ``updates``). After each call of ``advance`` parameter
 are in their torch tensors again. Fresh noise comes from one key a step, drawn from torch's global stream on the CPU, so that
 it does not depend on how steps are gathered into calls. What cannot be expressed is refused before the first step.
 
-Python runs once: whatever a program reads beside its parameters, buffers and data (an attribute, a global) is a constant.
+Python runs once: whatever a program reads beside its parameters, buffers and data (an attribute, a global) is a constant of
+it, and it is captured anew where that has changed (``readings``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from unigen.engines.lowering import precision
 from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
 from unigen.engines.moves import parts as parts_of
 from unigen.engines.programs import shapes_of
+from unigen.engines.readings import mode_of, settled
 from unigen.engines.tape import ELSEWHERE
 from unigen.engines.updates import rule_of
 from unigen.pair import Pair, Unsupported
@@ -58,17 +60,18 @@ class _Step(NamedTuple):
 
 def _steps(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[_Step]:
     """Return what a step on each of the batches is, from the pair's chains as they are."""
-    mode = pair.signature()
+    mode = mode_of(phases, pair)
     found: list[_Step] = []
     before: Any = None
     for mine in batches:
         shapes = tuple(map(shapes_of, mine))
         found.append(found[-1] if shapes == before else _step(phases, pair, mine, shapes, mode))
         before = shapes
+    settled(phases, pair)
     return found
 
 
-def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes: tuple[Any, ...], mode: Any) -> _Step:
+def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes: tuple[Any, ...], mode: int) -> _Step:
     """Return the climbs of one step, captured or remembered."""
     before = shapes_of(pair.chains)
     steps, known = pair.compiled.setdefault("xla steps", {}), pair.compiled.setdefault("xla", {})

@@ -1,0 +1,205 @@
+"""What a captured program has read of Python: where that changes between two calls, the program is captured anew.
+
+A captured program runs none of the Python that made it, so a number that came from a global, a closure or an attribute is
+a constant of it. ``Pair.signature`` tells of the pair's modules. Here the code of objectives and programs tells which names
+it reads, and what stands there is looked up before each call: numbers and strings by value, lists and dicts of them by
+their contents, everything else by identity. The code of libraries is taken to have constants alone, and what the code
+itself writes (``self.last = z``) is its own affair.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from unigen.pair import Pair
+from unigen.phases import Phase
+
+__all__ = ["mode_of", "settled"]
+
+FRAMEWORKS = {"torch", "torchvision", "pyro", "numpyro", "jax", "numpy", "unigen"}
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+MOST_ITEMS, MOST_OBJECTS = 64, 4096  # a longer list or dict is data
+MANY = 8  # captures of one routine, after which there will be more
+
+
+def mode_of(phases: tuple[Phase, ...], pair: Pair) -> int:
+    """Return a number for what programs of these phases are captured with beside tensors, equal where that is equal.
+
+    ``settled`` is to be called when they are captured.
+    """
+    every = pair.compiled.setdefault("readings", {})
+    if phases not in every:
+        every[phases] = _Readings(phases, pair)
+    readings: _Readings = every[phases]
+    return readings.mode()
+
+
+def settled(phases: tuple[Phase, ...], pair: Pair) -> None:
+    """Say that everything is captured: what has changed since ``mode_of`` was changed by the programs themselves."""
+    readings: _Readings = pair.compiled["readings"][phases]
+    readings.after = readings.read()
+
+
+class _Readings:
+    """Of one routine and pair: where its code looks, and what was there when its programs were captured."""
+
+    def __init__(self, phases: tuple[Phase, ...], pair: Pair) -> None:
+        self.phases, self.pair = phases, pair
+        self.walks: list[_Walk] = []  # kept, so that nothing new gets the identity of what a program was captured with
+        self.modes: dict[tuple[Any, ...], int] = {}
+        self.after: tuple[Any, ...] = ()
+        self.number = 0
+
+    def read(self) -> tuple[Any, ...]:
+        return (self.pair.signature(), *(_look(holder, key) for _, holder, key in self.walks[-1].places))
+
+    def mode(self) -> int:
+        if not self.walks or self.read() != self.after:
+            self.pair.refresh()
+            self.walks.append(_Walk(self.phases, self.pair))
+            self.after = self.read()
+            now = (tuple(name for name, _, _ in self.walks[-1].places), *self.after)
+            numbers = self.pair.compiled.setdefault("modes", {})
+            self.number = numbers.setdefault(now, len(numbers))
+            known = len(self.modes)
+            self.modes[now] = self.number
+            if known < len(self.modes) == MANY:
+                warnings.warn(self._slow(), stacklevel=5)
+        return self.number
+
+    def _slow(self) -> str:
+        (names, _, *before), (_, _, *now) = list(self.modes)[-2:]
+        changed = {repr(name): None for name, a, b in zip(names, before, now, strict=False) if a != b}
+        return (
+            f"{', '.join(changed) or 'what a module holds beside tensors'} changes between calls, and the programs were captured "
+            f"{MANY} times, which takes long; keep it in a tensor that changes in place"
+        )
+
+
+def _look(holder: Any, key: Any) -> Any:
+    """Return what stands in a place, in a form that can be compared."""
+    value = _contents(holder) if type(holder) is CellType else holder.get(key)
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if isinstance(value, list | tuple | dict) and len(value) <= MOST_ITEMS:
+        items = tuple(value.items()) if isinstance(value, dict) else tuple(enumerate(value))
+        if all(isinstance(part, PLAIN) for item in items for part in item):
+            return type(value), items
+    return "object", id(value)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _of_library(name: str | None) -> bool:
+    root = (name or "").partition(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in FRAMEWORKS or (root in sys.stdlib_module_names and root != "__main__") or "-packages" in file
+
+
+class _Walk:
+    """All that the code of phases and programs reaches by the names that it reads: ``places`` are (name, holder, key)."""
+
+    def __init__(self, phases: tuple[Phase, ...], pair: Pair) -> None:
+        self.attributes: set[str] = set()  # that some code reads
+        self.written: set[str] = set()
+        known = -1
+        while known != len(self.attributes):  # one found late may be of an object that was seen early
+            known = len(self.attributes)
+            self.places: list[tuple[str, Any, Any]] = []
+            self.seen: dict[int, Any] = {}
+            self.waiting: list[Any] = [pair.guide, pair.model, *pair.modules(), *phases]
+            while self.waiting and len(self.seen) < MOST_OBJECTS:
+                value = self.waiting.pop()
+                if not isinstance(value, (*PLAIN, Tensor)) and id(value) not in self.seen:
+                    self.seen[id(value)] = value
+                    self.waiting += self._parts(value)
+        self.places = [place for place in self.places if place[0] not in self.written]
+
+    def _parts(self, value: Any) -> Iterator[Any]:
+        """Yield what a value leads to, and note the places where it is found."""
+        if isinstance(value, FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, MethodType):
+            yield from (value.__func__, value.__self__)
+        elif isinstance(value, partial):
+            yield from (value.func, *value.args, *value.keywords.values())
+        elif isinstance(value, staticmethod | classmethod):
+            yield value.__func__
+        elif isinstance(value, property):
+            yield value.fget
+        elif isinstance(value, list | tuple | dict):
+            if len(value) <= MOST_ITEMS:
+                yield from value.values() if isinstance(value, dict) else value
+        elif isinstance(value, ModuleType):
+            if not _of_library(value.__name__):
+                yield from self._among(vars(value), self.attributes)
+        elif isinstance(value, type):
+            yield from self._class(value, self.attributes)
+        else:
+            yield from self._object(value)
+
+    def _among(self, holder: Mapping[str, Any], names: set[str]) -> Iterator[Any]:
+        for name in sorted(names.intersection(holder)):
+            self.places.append((name, holder, name))
+            yield holder[name]
+
+    def _class(self, kind: type, names: set[str]) -> Iterator[Any]:
+        for each in kind.__mro__:
+            if not _of_library(each.__module__):
+                yield from self._among(vars(each), names)
+
+    def _object(self, value: Any) -> Iterator[Any]:
+        if type(value).__module__.partition(".")[0] not in FRAMEWORKS:
+            yield from self._class(type(value), self.attributes | {"forward", "__call__"})
+            own = getattr(value, "__dict__", {})
+            known = set(own).union(*(vars(each) for each in type(value).__mro__ if not _of_library(each.__module__)))
+            for name in sorted(self.attributes & known):
+                self.places.append((name, own, name))  # it may be given one in the place of its class's
+                yield own.get(name)
+        elif is_dataclass(value):  # a phase, or what one is made of
+            yield from (getattr(value, field.name, None) for field in fields(value))
+        if isinstance(value, nn.Module):
+            yield vars(value).get("forward")
+            yield from value.children()
+
+    def _function(self, function: FunctionType) -> Iterator[Any]:
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        yield from (function.__defaults__ or ())
+        yield from (function.__kwdefaults__ or {}).values()
+        if _of_library(function.__module__):
+            yield from map(_contents, cells.values())
+            return
+        self.places += [(name, cell, None) for name, cell in cells.items()]
+        yield from map(_contents, cells.values())
+        yield from self._among(function.__globals__, self._read_by(function.__code__))
+
+    def _read_by(self, code: CodeType) -> set[str]:
+        """Return the globals that some code reads; note the attributes that it reads, and what it writes."""
+        found: set[str] = set()
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                found.add(name)
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
+                self.attributes.add(name)
+            elif instruction.opname in ("STORE_GLOBAL", "STORE_ATTR", "STORE_DEREF"):
+                self.written.add(name)
+        for part in code.co_consts:
+            if isinstance(part, CodeType):
+                found |= self._read_by(part)
+        return found

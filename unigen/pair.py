@@ -185,10 +185,13 @@ class Pair(nn.Module):
         return self._walked[group]
 
     def _apply(self, *arguments: Any, **named: Any) -> Any:
+        self.refresh()
         self._walked.clear()  # moving to a device or dtype may replace tensors
         self.compiled.clear()
         self.supports.clear()
-        return super()._apply(*arguments, **named)
+        super()._apply(*arguments, **named)
+        self._seen = self.signature()
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
         same = self.__class__.__new__(self.__class__)

@@ -64,7 +64,8 @@ class _Readings:
 
     def mode(self) -> int:
         if not self.walks or self.read() != self.after:
-            self.pair.refresh()
+            if self.walks:
+                self.pair.refresh()
             self.walks.append(_Walk(self.phases, self.pair))
             self.after = self.read()
             now = (tuple(name for name, _, _ in self.walks[-1].places), *self.after)

@@ -202,7 +202,7 @@ def test_a_run_may_change_engines(interpreted: None) -> None:
 def test_a_smaller_last_batch_is_captured_once_more(interpreted: None) -> None:
     pair, x = world("latent")
     fit([x, x[:3]], routines.vae, pair, steps=10, engine="compiled", progress=False)
-    assert len(pair.compiled) == 2
+    assert sum(isinstance(key, tuple) for key in pair.compiled) == 2
 
 
 @pytest.mark.parametrize(

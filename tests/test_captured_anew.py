@@ -274,6 +274,48 @@ def test_a_program_that_is_captured_time_and_again_is_told_why(engine: str) -> N
     assert len(told) == 1
 
 
+def joint(draw: Draw) -> Tensor:
+    return draw.log_p
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_handler_that_the_caller_enters_counts(engine: str) -> None:
+    ends = []
+    for name in ("eager", engine):
+        pair = Pair(Model(), Guide()).double()
+        pair.guide.drop.eval()
+        for parameter in pair.guide.parameters():
+            nn.init.constant_(parameter, 0.3)
+        routine = (Phase(joint, Wake(), PHI),)
+        optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
+        for scale in (1.0, 0.5, 0.1):
+            with pyro.poutine.scale(scale=scale):
+                fit(DATA, routine, pair, optimizers, steps=1, engine=name, progress=False)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_automatic_casts_that_the_caller_enters_count(engine: str) -> None:
+    """The gradient of a mean over many rows, to the three digits of bfloat16."""
+    x = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0))
+    steps: dict[str, list[list[Tensor]]] = {"eager": [], engine: []}
+    for name, found in steps.items():
+        pair = Pair(Model(), Guide()).float()
+        pair.guide.plain = pair.guide.plain.float()
+        pair.guide.drop.eval()
+        for enabled in (False, True):
+            for parameter in pair.guide.parameters():
+                nn.init.constant_(parameter, 0.3)
+            optimizers = optimizers_for(ROUTINE, pair, Optimizer("SGD", 1.0))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                fit(x, ROUTINE, pair, optimizers, steps=1, engine=name, progress=False)
+            found.append([parameter.detach().clone() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*(found[0] for found in steps.values()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*(found[1] for found in steps.values()), rtol=1e-2, atol=1e-3)
+    assert all(any(bool((a != b).any()) for a, b in zip(*found, strict=True)) for found in steps.values())
+
+
 def test_an_optimizer_of_a_network_that_was_replaced_is_refused() -> None:
     pair = Pair(Model(), Guide()).double()
     optimizers = optimizers_for(ROUTINE, pair)

@@ -329,6 +329,15 @@ def test_whole_numbers(name: str, seed: int, shape: Any, dtype: torch.dtype) -> 
     agree(WHOLE[name], tensor(seed, shape, "real", dtype), tensor(seed + 1, shape, "real", dtype))
 
 
+def test_bfloat16_as_numbers_and_constants() -> None:
+    constant = tensor(1, (3,), dtype=torch.bfloat16)
+    given = tensor(0, (2, 3), dtype=torch.bfloat16)
+    lowered = lower(lambda x: x * constant + 1, given)
+    with precision():
+        found = numpy.asarray(lowered(to_jax(given)), dtype=numpy.float64)
+    torch.testing.assert_close(torch.from_numpy(found), (given * constant + 1).double(), rtol=2**-7, atol=0)
+
+
 def test_numbers_of_several_dtypes() -> None:
     """Torch's promotion: a tensor of one number does not widen a tensor."""
     double, single = tensor(0, ()), tensor(1, (3,), dtype=torch.float32)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb
+from unigen.engines.operations.table import numpy_of
 
 __all__ = ["constants_of", "halves", "noise_of", "pooled", "seen"]
 
@@ -23,7 +24,7 @@ def seen(tensors: Sequence[Tensor], seeds: bool) -> Any:
 def _array(tensor: Tensor) -> Any:
     """Return a tensor as an array that the compiled loop reads; none is changed or kept by it."""
     large = tensor.is_cuda or tensor.nbytes > 2**16  # to hand small ones over as they are costs less than to share them
-    return jnp.from_dlpack(tensor.contiguous()) if large else tensor.numpy()
+    return jnp.from_dlpack(tensor.contiguous()) if large else numpy_of(tensor)
 
 
 def pooled(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from unigen.engines.operations import find
-from unigen.engines.operations.table import jax_dtype
+from unigen.engines.operations.table import jax_dtype, numpy_of
 from unigen.engines.recorder import capture
 from unigen.engines.tape import ELSEWHERE, Node, Ref, Shape, Tape
 from unigen.pair import Unsupported
@@ -35,7 +35,7 @@ def precision(double: bool = True) -> Any:
 
 def to_jax(tensor: Tensor) -> Any:
     """Return a copy of a tensor as a JAX array, of 32 bits where 64 are switched off."""
-    return jax.device_put(numpy.array(tensor.detach().cpu().numpy(), dtype=jax_dtype(tensor.dtype)))
+    return jax.device_put(numpy.array(numpy_of(tensor.cpu()), dtype=jax_dtype(tensor.dtype)))
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def lower(function: Callable[..., Tensor], *example: Tensor) -> Callable[..., An
     for tape in tapes:
         check_lowers(tape)
     # numpy, not JAX: an array of JAX belongs to the precision that it was made in
-    constants = [{n: t.detach().cpu().numpy().copy() for n, t in tape.constants.items()} for tape in tapes]
+    constants = [{n: numpy_of(t.cpu()).copy() for n, t in tape.constants.items()} for tape in tapes]
 
     def value(*arguments: Any) -> Any:
         return run(tapes[0], _bound(arguments), constants[0]).outputs[0]

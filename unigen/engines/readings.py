@@ -18,6 +18,8 @@ from functools import lru_cache, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from unigen.pair import Pair
@@ -60,7 +62,7 @@ class _Readings:
         self.number = 0
 
     def read(self) -> tuple[Any, ...]:
-        return (self.pair.signature(), *(_look(holder, key) for _, holder, key in self.walks[-1].places))
+        return (_outside(), self.pair.signature(), *(_look(holder, key) for _, holder, key in self.walks[-1].places))
 
     def mode(self) -> int:
         if not self.walks or self.read() != self.after:
@@ -78,12 +80,19 @@ class _Readings:
         return self.number
 
     def _slow(self) -> str:
-        (names, _, *before), (_, _, *now) = list(self.modes)[-2:]
+        (names, _, _, *before), (_, _, _, *now) = list(self.modes)[-2:]
         changed = {repr(name): None for name, a, b in zip(names, before, now, strict=False) if a != b}
         return (
             f"{', '.join(changed) or 'what a module holds beside tensors'} changes between calls, and the programs were captured "
             f"{MANY} times, which takes long; keep it in a tensor that changes in place"
         )
+
+
+def _outside() -> tuple[Any, ...]:
+    """Return what a caller may have entered: automatic casts, Pyro's handlers."""
+    kinds = ("cpu", "cuda")
+    casts = tuple(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in kinds)
+    return *casts, *map(id, _PYRO_STACK)
 
 
 def _look(holder: Any, key: Any) -> Any:
@@ -123,7 +132,7 @@ class _Walk:
             known = len(self.attributes)
             self.places: list[tuple[str, Any, Any]] = []
             self.seen: dict[int, Any] = {}
-            self.waiting: list[Any] = [pair.guide, pair.model, *pair.modules(), *phases]
+            self.waiting: list[Any] = [*_PYRO_STACK, pair.guide, pair.model, *pair.modules(), *phases]
             while self.waiting and len(self.seen) < MOST_OBJECTS:
                 value = self.waiting.pop()
                 if not isinstance(value, (*PLAIN, Tensor)) and id(value) not in self.seen:

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import torch
+from torch import Tensor
 
-__all__ = ["TABLE", "Operation", "find", "functional_name", "jax_dtype", "operation"]
+__all__ = ["TABLE", "Operation", "find", "functional_name", "jax_dtype", "numpy_of", "operation"]
 
 Function = Callable[..., Any]
 
@@ -67,6 +69,13 @@ def jax_dtype(dtype: Any) -> Any:
     """Return JAX's dtype for torch's, of 32 bits where JAX has no 64 switched on."""
     name = str(dtype).removeprefix("torch.")
     return jax.dtypes.canonicalize_dtype(jnp.dtype(_RENAMED.get(name, name)))
+
+
+def numpy_of(tensor: Tensor) -> Any:
+    """Return a tensor of the CPU as numpy's array over the same memory, bfloat16, which torch does not give to numpy, too."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.detach().contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+    return tensor.detach().numpy()
 
 
 _RENAMED = {"float": "float32", "double": "float64", "long": "int64", "int": "int32", "half": "float16"}

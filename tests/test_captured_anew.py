@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -140,7 +141,7 @@ def test_a_change_between_two_calls_is_the_change_of_eager(change: Callable[[Pai
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
 
 
-BETA, LISTED, NAMED = 1.0, [1.0], SimpleNamespace(inner=SimpleNamespace(beta=1.0))
+BETA, LISTED, ARRAY, NAMED = 1.0, [1.0], numpy.ones(1), SimpleNamespace(inner=SimpleNamespace(beta=1.0))
 
 
 class Weighted:
@@ -180,6 +181,10 @@ def of_list(draw: Draw) -> Tensor:
     return aim(draw) * LISTED[0]
 
 
+def of_array(draw: Draw) -> Tensor:
+    return aim(draw) * torch.from_numpy(ARRAY)
+
+
 def of_attribute(draw: Draw) -> Tensor:
     return aim(draw) * NAMED.inner.beta
 
@@ -190,11 +195,11 @@ def of_argument(draw: Draw, settings: SimpleNamespace) -> Tensor:
 
 def put_everywhere(value: float) -> None:
     global BETA
-    BETA, LISTED[0], NAMED.inner.beta, WEIGHTED.beta = (value,) * 4
+    BETA, LISTED[0], ARRAY[0], NAMED.inner.beta, WEIGHTED.beta = (value,) * 5
     put_enclosed(value)
 
 
-READING = [of_global, of_list, of_attribute, ENCLOSED, WEIGHTED, partial(of_argument, settings=NAMED)]
+READING = [of_global, of_list, of_array, of_attribute, ENCLOSED, WEIGHTED, partial(of_argument, settings=NAMED)]
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])

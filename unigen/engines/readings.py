@@ -2,8 +2,8 @@
 
 A captured program runs none of the Python that made it, so a number that came from a global, a closure or an attribute is
 a constant of it. ``Pair.signature`` tells of the pair's modules. Here the code of objectives and programs tells which names
-it reads, and what stands there is looked up before each call: numbers and strings by value, lists and dicts of them by
-their contents, everything else by identity. The code of libraries is taken to have constants alone, and what the code
+it reads, and what stands there is looked up before each call: numbers and strings by value, short lists, dicts and arrays of
+them by their contents, everything else by identity. The code of libraries is taken to have constants alone, and what the code
 itself writes (``self.last = z``) is its own affair.
 """
 
@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
@@ -104,6 +105,8 @@ def _look(holder: Any, key: Any) -> Any:
         items = tuple(value.items()) if isinstance(value, dict) else tuple(enumerate(value))
         if all(isinstance(part, PLAIN) for item in items for part in item):
             return type(value), items
+    if isinstance(value, numpy.ndarray) and value.size <= MOST_ITEMS:
+        return value.dtype, value.shape, value.tobytes()
     return "object", id(value)
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unigen.engines import engine_named
+from unigen.engines import ENGINES, engine_named
 from unigen.engines.draw import Draw
+from unigen.evaluate import guide_draws, log_likelihood
 from unigen.networks import networks
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
@@ -50,6 +51,10 @@ class Guide(nn.Module):
         with pyro.plate("data", len(x)):
             loc = self.drop(self.net(x) * scale + self.shift)
             pyro.sample("z", dist.Normal(loc, 1e-13).to_event(1))
+
+
+GUIDE = Guide()
+GUIDE.drop.eval()
 
 
 def aim(draw: Draw) -> Tensor:
@@ -319,6 +324,40 @@ def test_automatic_casts_that_the_caller_enters_count(engine: str) -> None:
     torch.testing.assert_close(*(found[0] for found in steps.values()), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(*(found[1] for found in steps.values()), rtol=1e-2, atol=1e-3)
     assert all(any(bool((a != b).any()) for a, b in zip(*found, strict=True)) for found in steps.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_guide_is_the_one_that_is_trained_and_evaluated(engine: str) -> None:
+    ends = []
+    for replaced_first in (False, True):
+        guides = [copy.deepcopy(GUIDE), copy.deepcopy(GUIDE)]
+        nn.init.constant_(guides[1].net.bias, 2.0)
+        pair = Pair(Model(), guides[0 if replaced_first else 1]).double()
+        if replaced_first:
+            fit(DATA, ROUTINE, pair, steps=1, engine=engine, progress=False)
+            log_likelihood(pair, DATA, 2)
+            pair.guide = guides[1].double()
+        fit(DATA, ROUTINE, pair, steps=2, engine=engine, progress=False)
+        ends.append([*(p.detach() for p in pair.guide.parameters()), sample_of(pair)])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def sample_of(pair: Pair) -> Tensor:
+    return guide_draws(pair, DATA, 1)["z"].double()
+
+
+def test_programs_that_do_not_go_together_leave_the_pair_as_it_was() -> None:
+    pair = Pair(Model(), Guide(), {"critic": nn.Linear(2, 1)})
+    before = pair.guide
+    with pytest.raises(PairError, match="guide argument 'y' is not one of the model's: x"):
+        pair.guide = lambda y: None
+    with pytest.raises(PairError, match="belongs to both phi and psi"):
+        pair.psi = {"critic": pair.guide.net}
+    assert pair.guide is before and [name for name, _ in pair.named_group("psi")] == ["critic.weight", "critic.bias"]
+    pair.guide = before.forward
+    assert not pair.group("phi") and pair.guide == before.forward
+    pair.guide, pair.psi = before, None
+    assert len(pair.group("phi")) == 2 and not pair.group("psi")
 
 
 def test_an_optimizer_of_a_network_that_was_replaced_is_refused() -> None:

@@ -65,33 +65,70 @@ class Pair(nn.Module):
         if likelihood not in ("exact", "bound", "none"):
             raise ValueError(f"likelihood={likelihood!r}: {nearest(likelihood, ('exact', 'bound', 'none'))}")
         self.model = model
-        self.guide = guide if guide is not None else nothing
-        self.psi = nn.ModuleDict(psi or {})
+        self.guide: Callable[..., Any] = guide  # type: ignore[assignment]  # as __setattr__ makes it
+        self.psi: nn.ModuleDict = psi  # type: ignore[assignment]
         self.likelihood = likelihood
         self.batch_plate = batch_plate
         self.chains: dict[str, Tensor] = {}  # the persistent chains of ``Chain(..., persistent=True)``
         self.averages: Averages | None = None  # running averages of the weights, where they are wanted
-        self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self._callables: dict[str, Callable[..., Any]] = {}
+        self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
         self.unreached: Any = None  # which densities a latent site cannot change, found by the engine once
         self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
-        self.arguments = _arguments(self.model)
-        self.optional = tuple(p.name for p in _parameters(self.model) if p.default is None)
-        own = _arguments(self.guide)
-        self.guide_arguments = self.arguments if _takes_any(self.guide) else own
-        foreign = [name for name in own if name not in self.arguments]
+        self._meet()
+
+    def _meet(self) -> None:
+        """Find the arguments of the programs, and refuse programs that do not go together."""
+        arguments, own = _arguments(self.model), _arguments(self.guide)
+        foreign = [name for name in own if name not in arguments]
         if foreign:
-            raise PairError(f"guide argument {foreign[0]!r} is not one of the model's: {', '.join(self.arguments)}")
+            raise PairError(f"guide argument {foreign[0]!r} is not one of the model's: {', '.join(arguments)}")
         owner: dict[int, str] = {}
         for group in ("theta", "phi", "psi"):
             for name, parameter in self.named_group(group):
                 other = owner.setdefault(id(parameter), group)
                 if other != group:
                     raise PairError(f"parameter {name!r} belongs to both {other} and {group}; give each its own copy")
+        self.arguments = arguments
+        self.optional = tuple(p.name for p in _parameters(self.model) if p.default is None)
+        self.guide_arguments = arguments if _takes_any(self.guide) else own
+        self._callables.clear()
+        self.compiled.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what was found out about the programs, and remember of what programs that is true."""
+        self._walked.clear()
+        self.supports.clear()
+        self.checked.clear()
+        self.layout = self.unreached = None
+        self.compiled.pop("xla parameters", None)
         self._seen = self.signature()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; another model, guide, psi or batch plate is met as that which the pair was made of."""
+        if name == "guide" and value is None:
+            value = nothing
+        if name == "psi" and not isinstance(value, nn.Module):
+            value = nn.ModuleDict(value or {})
+        if name not in ("model", "guide", "psi", "batch_plate") or "_seen" not in vars(self):
+            super().__setattr__(name, value)
+            return
+        old = getattr(self, name)
+        self._put(name, value)
+        try:
+            self._meet()
+        except PairError:
+            self._put(name, old)
+            self._meet()
+            raise
+
+    def _put(self, name: str, value: Any) -> None:
+        self._modules.pop(name, None)  # torch takes no function in the place of a module
+        super().__setattr__(name, value)
 
     @property
     def generative_model(self) -> Callable[..., Any]:
@@ -167,13 +204,9 @@ class Pair(nn.Module):
         """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since; say
         whether something like it has happened.
         """
-        now = self.signature()
-        changed = now != self._seen
+        changed: bool = self.signature() != self._seen
         if changed:
-            self._walked.clear()
-            self.checked.clear()
-            self.compiled.pop("xla parameters", None)
-            self._seen = now
+            self._forget()
         return changed
 
     def _tensors(self, group: str) -> tuple[list[nn.Parameter], list[Tensor]]:

@@ -16,6 +16,7 @@ def evaluating(pair: Pair) -> Iterator[None]:
 
     In training mode an evaluation would move the statistics of batch norm, and so the run that it only looks at.
     """
+    pair.refresh()
     training = [module for module in pair.modules() if module.training]
     pair.eval()
     try:

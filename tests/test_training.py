@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pyro
 import pytest
 import torch
 
@@ -134,6 +135,11 @@ def test_what_is_no_routine_pair_or_optimizer_is_refused_in_a_sentence():
         fit(pair, routines.vae, x, steps=1)
     with pytest.raises(TypeError, match="dict by parameter group.*got Adam"):
         fit(x, routines.vae, pair, torch.optim.Adam(pair.parameters()), steps=1)
+    theta = torch.optim.Adam(pair.group("theta"))
+    with pytest.raises(TypeError, match="optimizer of phi is a PyroOptim; give one of torch.optim"):
+        fit(x, routines.vae, pair, {"theta": theta, "phi": pyro.optim.Adam({"lr": 1e-3})}, steps=1)
+    with pytest.raises(PairError, match="optimizer of phi, LBFGS, evaluates its objective several times a step"):
+        fit(x, routines.vae, pair, {"theta": theta, "phi": torch.optim.LBFGS(pair.group("phi"))}, steps=1)
 
 
 def rates_of(digits, settings: Optimizer, schedule: Falling) -> list[dict[str, float]]:

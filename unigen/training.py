@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -227,6 +228,7 @@ def course(
     moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
     for group in sorted(moved - set(state.optimizers)):
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
+    _check_kinds(state)
     _check_held(state)
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
@@ -302,6 +304,23 @@ def course(
     if keeper is not None:
         keeper.save(state, history, spent, None, 0, stopped)
     return state, history
+
+
+def _check_kinds(state: State) -> None:
+    """Refuse what is no optimizer of torch, or one whose step is more than an update by a gradient."""
+    for group, optimizer in state.optimizers.items():
+        name = type(optimizer).__name__
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(
+                f"the optimizer of {group} is a {name}; give one of torch.optim, such as torch.optim.Adam(pair.group({group!r})), "
+                "or none, and optimizers_for(routine, pair) makes it"
+            )
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise PairError(
+                f"the optimizer of {group}, {name}, evaluates its objective several times a step, and each time a phase has other "
+                "noise; use one that moves along a gradient, such as torch.optim.Adam"
+            )
 
 
 def _check_held(state: State) -> None:

@@ -12,7 +12,7 @@ from unigen.averages import Averages, averaged
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Loader, load
 from unigen.networks import networks
-from unigen.pairs import adversarial, latent
+from unigen.pairs import adversarial, latent, rbm
 from unigen.together import Lane, fit_together
 from unigen.training import Interrupted
 
@@ -140,3 +140,35 @@ def test_weights_come_back_to_the_last_bit(digits):
 def test_a_decay_outside_of_its_range_is_refused(decay):
     with pytest.raises(ValueError, match="at least 0 and less than 1"):
         Averages.begin(small(), decay)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pair_that_is_moved_takes_averages_and_chains_along(engine):
+    x = torch.bernoulli(torch.full((8, 6), 0.4), generator=torch.Generator().manual_seed(0))
+    pair, routine = rbm(6, 3, seed=0), routines.persistent_contrastive_divergence
+    fit(x, routine, pair, steps=1, average=0.9, progress=False)
+    pair.double()
+    assert {part.dtype for part in (*pair.chains.values(), *pair.averages.weights.values())} == {torch.float64}
+    before = {name: average.clone() for name, average in pair.averages.weights.items()}
+    fit(x.double(), routine, pair, steps=1, engine=engine, progress=False)
+    expected = {name: 0.9 * before[name] + 0.1 * own for name, own in weights(pair).items()}
+    assert largest(expected, pair.averages.weights) < 1e-12
+    assert {chain.dtype for chain in pair.chains.values()} == {torch.float64}
+
+
+def test_averages_of_a_network_that_is_replaced_begin_anew(digits):
+    pair = small()
+    fit(Loader(digits, 64), routines.vae, pair, steps=3, average=0.9, progress=False)
+    kept, other = pair.averages.weights["theta.generator.output.weight"].clone(), small(seed=1)
+    pair.guide = other.guide
+    fit(Loader(digits, 64), routines.vae, pair, steps=0, progress=False)
+    assert torch.equal(pair.averages.weights["theta.generator.output.weight"], kept)
+    assert largest({n: a for n, a in pair.averages.weights.items() if n[:3] == "phi"}, weights(pair)) == 0
+    pair.model.generator.output = torch.nn.Linear(16, 64)
+    fit(Loader(digits, 64), routines.vae, pair, steps=0, progress=False)
+    assert (
+        largest(
+            pair.averages.weights, weights(pair) | {n: a for n, a in pair.averages.weights.items() if "hidden" in n}
+        )
+        == 0
+    )

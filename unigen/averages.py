@@ -6,9 +6,9 @@ are due to Polyak and Juditsky (1992); the exponential ones are usual for genera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,17 +22,31 @@ __all__ = ["Averages", "averaged"]
 
 @dataclass(frozen=True, eq=False)
 class Averages:
-    """``decay`` d in [0, 1), and ``weights``, the averages by the names of ``Pair.named_groups``."""
+    """``decay`` d in [0, 1), and ``weights``, the averages by the names of ``Pair.named_groups``, ``of`` these parameters."""
 
     decay: float
     weights: dict[str, Tensor]
+    of: dict[str, Tensor]
 
     @classmethod
     def begin(cls, pair: Pair, decay: float) -> Averages:
         """Return averages that start at the weights of a pair; ``ValueError`` for a decay outside [0, 1)."""
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of averaged weights is at least 0 and less than 1, such as 0.999; got {decay}")
-        return cls(float(decay), {name: own.detach().clone() for name, own in pair.named_groups()})
+        of: dict[str, Tensor] = dict(pair.named_groups())
+        return cls(float(decay), {name: own.detach().clone() for name, own in of.items()}, of)
+
+    def follow(self, pair: Pair) -> Averages:
+        """Return these averages where the parameters are those of before; of others they begin."""
+        now = Averages.begin(pair, self.decay)
+        kept = [name for name, own in now.of.items() if self.of.get(name) is own]
+        return replace(now, weights=now.weights | {name: self.weights[name] for name in kept})
+
+    def moved(self, pair: Pair, move: Callable[[Tensor], Tensor]) -> Averages:
+        """Return the averages of a pair that was moved to another device or dtype by ``move``."""
+        return replace(
+            self, weights={name: move(average) for name, average in self.weights.items()}, of=dict(pair.named_groups())
+        )
 
     @torch.no_grad()
     def update(self, pair: Pair) -> None:

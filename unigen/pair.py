@@ -106,6 +106,8 @@ class Pair(nn.Module):
         self.checked.clear()
         self.layout = self.unreached = None
         self.compiled.pop("xla parameters", None)
+        if self.averages is not None:
+            self.averages = self.averages.follow(self)
         self._seen = self.signature()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -217,12 +219,15 @@ class Pair(nn.Module):
             self._walked[group] = ([parameter for _, parameter in self.named_group(group)], buffers)
         return self._walked[group]
 
-    def _apply(self, *arguments: Any, **named: Any) -> Any:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.refresh()
         self._walked.clear()  # moving to a device or dtype may replace tensors
         self.compiled.clear()
         self.supports.clear()
-        super()._apply(*arguments, **named)
+        super()._apply(fn, recurse)
+        self.chains = {key: fn(chain) for key, chain in self.chains.items()}
+        if self.averages is not None:
+            self.averages = self.averages.moved(self, fn)
         self._seen = self.signature()
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -11,8 +12,9 @@ from gaussians import ExactGuide, Line
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair
-from unigen.evaluate import log_likelihood, reconstruct, sample
+from unigen.evaluate import annealed_log_likelihood, log_likelihood, reconstruct, sample
 from unigen.evaluate.annealing import Annealing, simulate
+from unigen.evaluate.calibration import simulation_based_calibration
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.likelihood import (
     enumerated_log_likelihood,
@@ -210,6 +212,33 @@ def linear_decoder():
     shared = networks("mlp", (2,), 1, hidden=(), seed=3)
     pair = adversarial(shared, Likelihood("normal", bounded=False))
     return pair, shared.generator
+
+
+class Annealed(Line):
+    """A model whose KL term is annealed while it trains, the way of Pyro's tutorials."""
+
+    always = False
+
+    def forward(self, x):
+        with pyro.poutine.scale(scale=0.25 if self.training or self.always else 1.0):
+            super().forward(x)
+
+
+def test_scaled_densities_have_no_likelihood(x):
+    line = Annealed()
+    pair = Pair(line, ExactGuide(line))
+    found = log_likelihood(pair, x, particles=3)  # in evaluation mode its scale is 1
+    assert (found.per_datum - line.exact(x)).abs().max() < 1e-10
+    line.always = True
+    for figure in (
+        lambda: log_likelihood(pair, x, particles=3),
+        lambda: enumerated_log_likelihood(Pair(line, ExactGuide(line)), x),
+        lambda: importance_weighted_sandwich(pair, x, 3, 3),
+        lambda: annealed_log_likelihood(pair, x, Annealing(4, 2)),
+        lambda: simulation_based_calibration(pair, x, n=16, draws=15),
+    ):
+        with pytest.raises(Refused, match="site 'z' in the model is scaled by 0.25, as by poutine.scale"):
+            figure()
 
 
 def test_observation_noise_is_tuned_and_its_likelihood_found(seed):

@@ -22,7 +22,7 @@ from unigen.engines.programs import Programs, enumerate_sites
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import device_of, pieces_of, rows_of
+from unigen.evaluate.latents import check_unscaled, device_of, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -50,7 +50,8 @@ def log_likelihood(pair: Pair, x: Any, particles: int = 500, seed: int = 0) -> F
 
     x: the data, as ``pair.bind`` takes them. Exact by change of variables, by enumeration or by an enumerable partition
     function where ``pair.likelihood`` is ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the
-    guide (Burda et al. 2016) where it is ``"bound"``; ``Refused`` where it is ``"none"``. Random streams are left as they are.
+    guide (Burda et al. 2016) where it is ``"bound"``; ``Refused`` where it is ``"none"``, and where a density is scaled, as to
+    anneal a KL term. Random streams are left as they are.
     """
     if pair.likelihood == "none":
         raise Refused(
@@ -86,9 +87,10 @@ def log_importance_weights(
 
 
 def _infers(pair: Pair, data: dict[str, Any]) -> bool:
-    """Say whether the guide infers anything."""
+    """Say whether the guide infers anything; refuse densities that are scaled."""
     with isolated(0, device_of(data)), evaluating(pair):
-        return bool(Programs(pair).run("guide", data))
+        check_unscaled(pair, data)
+        return bool(Programs(pair).run("guide", pieces_of(pair, data, 100)[0]))
 
 
 def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
@@ -170,6 +172,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     data = pair.bind(x)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
+            check_unscaled(pair, data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")

@@ -88,6 +88,23 @@ def pair_of(model: Callable[..., None] = good_model, guide: Callable[..., None] 
     return Pair(Program(model, inputs=2), Program(guide, 2), **settings)
 
 
+def closed_over(frozen: bool = False, announced: bool = False) -> Callable[[Tensor], None]:
+    """A model that is a function of a network of nobody's."""
+    linear = nn.Linear(2, DIMENSION).requires_grad_(not frozen)
+
+    def model(x: Tensor) -> None:
+        good_model(pyro.module("decoder", linear) if announced else linear, x)
+
+    return model
+
+
+def model_with_param(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+    with pyro.plate(PLATE, len(x)):
+        z = pyro.sample("z", normal(torch.zeros(2)))
+        pyro.sample("x", normal(z.sum(-1, keepdim=True).expand(-1, DIMENSION), scale), obs=x)
+
+
 def implicit_model(linear: Any, x: Tensor) -> None:
     with pyro.plate(PLATE, len(x)):
         z = pyro.sample("z", normal(torch.zeros(2)))
@@ -296,6 +313,19 @@ def left_out(k: int | None, objective: Any = elbo) -> tuple[Phase, ...]:
 
 GAME = ("'x'", "no density", "gan")
 PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
+    # -- parameters of nobody --
+    "a network in a closure": (
+        lambda: (routines.vae, Pair(closed_over(), Program(good_guide, 2)), rows()),
+        (f"a parameter of shape ({DIMENSION}, 2)", "no group", "nothing trains it", "requires_grad_(False)"),
+    ),
+    "a network of pyro.module": (
+        lambda: (routines.vae, Pair(closed_over(announced=True), Program(good_guide, 2)), rows()),
+        ("pyro.param 'decoder$$$", "no group"),
+    ),
+    "a pyro.param": (
+        lambda: (routines.vae, Pair(model_with_param, Program(good_guide, 2)), rows()),
+        ("pyro.param 'scale'", "no group"),
+    ),
     # -- estimators --
     "bits, pathwise": (lambda: (vae_with(PATHWISE), bits_pair(), rows()), ("'h1'", "Bernoulli", "nvil")),
     "bits, sticking": (lambda: (vae_with(STICKING), bits_pair(), rows()), ("'h1'", "reparameterization", "vimco")),
@@ -546,6 +576,7 @@ def sentence_of(error: BaseException, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("build", "words"), list(PAIRINGS.values()), ids=list(PAIRINGS))
 def test_a_wrong_pairing_is_refused_before_anything_changes(build, words):
+    pyro.clear_param_store()
     routine, pair, x = build()
     before, stream = fingerprint(pair), torch.get_rng_state()
     with pytest.raises(PairError) as caught:
@@ -695,3 +726,8 @@ def test_a_wrong_construction_is_refused_at_once(call, words):
     with pytest.raises(ValueError) as caught:
         call()
     sentence_of(caught.value, words)
+
+
+def test_a_frozen_network_in_a_closure_is_taken():
+    pair = Pair(closed_over(frozen=True), Program(good_guide, 2))
+    eager.step(routines.vae, pair, optimizers_of(pair), rows())

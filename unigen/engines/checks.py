@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import Delta
 from pyro.infer.autoguide import AutoGuide
@@ -245,6 +246,7 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
         raise PairError(
             f"its value is {float(value)}; look for data that the model gives no probability, or rescale them"
         )
+    _check_leaves(surrogate, pair)
     if not surrogate.requires_grad or not moved:
         return set()
     gradients = torch.autograd.grad(surrogate, moved, allow_unused=True)
@@ -257,6 +259,26 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
             raise PairError(f"the gradient of {name} is not finite; rescale the data, or start from smaller weights")
     reached = {id(parameter) for parameter, gradient in zip(moved, gradients, strict=True) if gradient is not None}
     return {id(parameter) for parameter in moved} if phase.solve and reached else reached
+
+
+def _check_leaves(surrogate: Tensor, pair: Pair) -> None:
+    """Refuse an objective that depends on a parameter which belongs to no group, as of a network that a function closes over."""
+    own = {id(parameter) for parameter in pair.parameters()}
+    named = {id(value): f"pyro.param {name!r}" for name, value in pyro.get_param_store()._params.items()}
+    waiting, seen = [surrogate.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf: Any = getattr(node, "variable", None)
+        if id(leaf) not in own and (isinstance(leaf, torch.nn.Parameter) or id(leaf) in named):
+            what = named.get(id(leaf), f"a parameter of shape {tuple(leaf.shape)}")
+            raise PairError(
+                f"it depends on {what}, which no group of the pair holds, so that nothing trains it; make it a parameter of the "
+                "model's or guide's module or of a network in psi, or freeze it by requires_grad_(False)"
+            )
+        waiting += [before for before, _ in node.next_functions]
 
 
 def _unreached(routine: Routine | Iterable[Phase], pair: Pair, reached: set[int]) -> list[tuple[str, str]]:

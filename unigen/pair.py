@@ -108,7 +108,7 @@ class Pair(nn.Module):
         self.compiled.pop("xla parameters", None)
         if self.averages is not None:
             self.averages = self.averages.follow(self)
-        self._seen = self.signature()
+        self._seen = self.signature()[1]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; another model, guide, psi or batch plate is met as that which the pair was made of."""
@@ -181,17 +181,19 @@ class Pair(nn.Module):
         """Return the buffers of the named groups' modules."""
         return [buffer for group in groups for buffer in self._tensors(group)[1]]
 
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[tuple[bool, ...], tuple[Any, ...]]:
         """Return what a program reads of the pair when it is captured, beside values of tensors: where it changes, it is captured
         anew.
 
-        Which parameters and buffers there are, which are frozen, and all hooks; the mode and the other flags, numbers and
-        names of each module, such as a temperature that a callback anneals.
+        First the mode of each module. Then which parameters and buffers there are, which are frozen, and all hooks; the flags,
+        numbers and names of each module, such as a temperature that a callback anneals.
         """
+        modes: list[bool] = []
         found: list[Any] = [torch.get_default_dtype()]
         for module in self.modules():
             own = vars(module)
-            found += [(k, v) for k, v in own.items() if type(v) in _READ and not k.startswith("_")]
+            modes.append(own["training"])
+            found += [(k, v) for k, v in own.items() if type(v) in _READ and k != "training" and not k.startswith("_")]
             if "forward" in own:  # one of its own, in the place of its class's
                 found.append(id(own["forward"]))
             for p in own["_parameters"].values():
@@ -200,13 +202,13 @@ class Pair(nn.Module):
             for name in _HELD:
                 if own[name]:
                     found += map(id, own[name].values())
-        return tuple(found)
+        return tuple(modes), tuple(found)
 
     def refresh(self) -> bool:
         """Forget what was found of modules and routines, where modules have been replaced or parameters frozen since; say
-        whether something like it has happened.
+        whether something like it has happened. A change of mode is nothing like it.
         """
-        changed: bool = self.signature() != self._seen
+        changed: bool = self.signature()[1] != self._seen
         if changed:
             self._forget()
         return changed
@@ -228,7 +230,7 @@ class Pair(nn.Module):
         self.chains = {key: fn(chain) for key, chain in self.chains.items()}
         if self.averages is not None:
             self.averages = self.averages.moved(self, fn)
-        self._seen = self.signature()
+        self._seen = self.signature()[1]
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
@@ -241,7 +243,7 @@ class Pair(nn.Module):
                     memo[id(part)] = None
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_walked", "_callables", "compiled")}
         same.__dict__.update(copy.deepcopy(kept, memo) | {"_walked": {}, "_callables": {}, "compiled": {}})
-        same._seen = same.signature()
+        same._seen = same.signature()[1]
         return same
 
     def bind(self, x: Any) -> dict[str, Any]:
@@ -273,7 +275,9 @@ class Pair(nn.Module):
         return self.psi[name]
 
 
-_HELD = ("_buffers", "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where a module has its hooks."""
+_HELD = ("_buffers", *HOOKS)
 _READ = {bool, float, str}  # attributes of a module that a program reads when it is captured; integers often count
 
 

@@ -23,7 +23,7 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from unigen.pair import Pair
+from unigen.pair import HOOKS, Pair
 from unigen.phases import Phase
 
 __all__ = ["mode_of", "settled"]
@@ -189,6 +189,8 @@ class _Walk:
         if isinstance(value, nn.Module):
             yield vars(value).get("forward")
             yield from value.children()
+            for held in (*map(vars(value).get, HOOKS), *(p._backward_hooks for p in value.parameters(recurse=False))):
+                yield from (held or {}).values()
 
     def _function(self, function: FunctionType) -> Iterator[Any]:
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))

@@ -484,3 +484,25 @@ def test_optimizers_move_the_parameters_as_in_eager(course: Callable[..., None],
         course(pair, kind, train)
         ends.append([parameter.detach() for parameter in pair.guide.parameters()])
     torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)
+
+
+KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "script": torch.jit.script,
+    "trace": lambda net: torch.jit.trace(net, DATA[:3].float()),
+    "compile": lambda net: torch.compile(net, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_network_that_torch_has_compiled_takes_part_as_any_other(kind: str, engine: str) -> None:
+    ends = []
+    for name, build in (("eager", nn.Module.eval), (engine, KINDS[kind])):
+        guide = copy.deepcopy(GUIDE)
+        guide.net = build(guide.net)
+        pair = Pair(Model(), guide).double()
+        for _ in range(2):
+            fit(DATA, ROUTINE, pair, steps=2, engine=name, progress=False)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)

@@ -16,6 +16,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -192,16 +193,16 @@ class Pair(nn.Module):
         found: list[Any] = [torch.get_default_dtype()]
         for module in self.modules():
             own = vars(module)
-            modes.append(own["training"])
+            modes.append(module.training)
             found += [(k, v) for k, v in own.items() if type(v) in _READ and k != "training" and not k.startswith("_")]
             if "forward" in own:  # one of its own, in the place of its class's
                 found.append(id(own["forward"]))
-            for p in own["_parameters"].values():
+            for p in module._parameters.values():
                 if p is not None:
                     found.append((id(p), p.requires_grad, *map(id, (p._backward_hooks or {}).values())))
-            for name in _HELD:
-                if own[name]:
-                    found += map(id, own[name].values())
+            for held in _HELD(module):
+                if held:
+                    found += map(id, held.values())
         return tuple(modes), tuple(found)
 
     def refresh(self) -> bool:
@@ -277,7 +278,7 @@ class Pair(nn.Module):
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Where a module has its hooks."""
-_HELD = ("_buffers", *HOOKS)
+_HELD = attrgetter("_buffers", *HOOKS)
 _READ = {bool, float, str}  # attributes of a module that a program reads when it is captured; integers often count
 
 

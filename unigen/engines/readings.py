@@ -189,7 +189,10 @@ class _Walk:
         if isinstance(value, nn.Module):
             yield vars(value).get("forward")
             yield from value.children()
-            for held in (*map(vars(value).get, HOOKS), *(p._backward_hooks for p in value.parameters(recurse=False))):
+            for held in (
+                *(getattr(value, name) for name in HOOKS),
+                *(p._backward_hooks for p in value.parameters(recurse=False)),
+            ):
                 yield from (held or {}).values()
 
     def _function(self, function: FunctionType) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -504,5 +506,19 @@ def test_a_network_that_torch_has_compiled_takes_part_as_any_other(kind: str, en
         pair = Pair(Model(), guide).double()
         for _ in range(2):
             fit(DATA, ROUTINE, pair, steps=2, engine=name, progress=False)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("entered", [torch.no_grad, torch.inference_mode, torch.autograd.detect_anomaly])
+def test_training_trains_whatever_the_caller_has_entered(entered: Callable[..., Any], engine: str) -> None:
+    ends = []
+    for context in (contextlib.nullcontext, entered):
+        pair = Pair(Model(), copy.deepcopy(GUIDE)).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what anomaly detection costs
+            with context():
+                fit(DATA, ROUTINE, pair, steps=2, engine=engine, progress=False)
         ends.append([parameter.detach() for parameter in pair.guide.parameters()])
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)

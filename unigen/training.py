@@ -163,19 +163,20 @@ def fit(
         progress=progress,
     )
     advance, phases = engine_named(engine).advance, tuple(routine)
-    try:
-        wanted = next(running)
-        while True:
-            began = time.perf_counter()
-            try:
-                values = advance(phases, wanted.state.pair, wanted.state.optimizers, wanted.batches, wanted.rates)
-            except (ValueError, RuntimeError, ArithmeticError) as error:
-                wanted = running.throw(error)
-            else:
-                wanted = running.send((values, time.perf_counter() - began))
-    except StopIteration as ended:
-        result: tuple[State, History] = ended.value
-        return result
+    with torch.inference_mode(False):  # whatever the caller has switched off
+        try:
+            wanted = next(running)
+            while True:
+                began = time.perf_counter()
+                try:
+                    values = advance(phases, wanted.state.pair, wanted.state.optimizers, wanted.batches, wanted.rates)
+                except (ValueError, RuntimeError, ArithmeticError) as error:
+                    wanted = running.throw(error)
+                else:
+                    wanted = running.send((values, time.perf_counter() - began))
+        except StopIteration as ended:
+            result: tuple[State, History] = ended.value
+            return result
 
 
 @dataclass(frozen=True)

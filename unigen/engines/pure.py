@@ -114,7 +114,12 @@ def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) 
     try:
         # a network under torch.compile takes part as it was before
         plain = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
-        with plain, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=list(devices)):
+        with (
+            plain,
+            torch.autograd.set_detect_anomaly(False),
+            FakeTensorMode(allow_non_fake_inputs=True) as mode,
+            torch.random.fork_rng(devices=list(devices)),
+        ):
             fakes = [mode.from_tensor(argument, static_shapes=True) for argument in arguments]
             return make_fx(function, {torch.ops.aten.normal.Tensor_Tensor: _normal}, tracing_mode="real")(*fakes)
     except PairError:

@@ -166,6 +166,7 @@ def capture(
     recorder = _Recorder(memory)
     with ExitStack() as stack:
         stack.enter_context(plainly())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
         stack.enter_context(recorder)
         results = function()
     outputs = [None if tensor is None else memory.read(memory.find(tensor)) for tensor in results]

@@ -246,7 +246,7 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
         raise PairError(
             f"its value is {float(value)}; look for data that the model gives no probability, or rescale them"
         )
-    _check_leaves(surrogate, pair)
+    _check_leaves(surrogate, pair, pair.bind(x))
     if not surrogate.requires_grad or not moved:
         return set()
     gradients = torch.autograd.grad(surrogate, moved, allow_unused=True)
@@ -261,9 +261,9 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
     return {id(parameter) for parameter in moved} if phase.solve and reached else reached
 
 
-def _check_leaves(surrogate: Tensor, pair: Pair) -> None:
+def _check_leaves(surrogate: Tensor, pair: Pair, data: Mapping[str, Any]) -> None:
     """Refuse an objective that depends on a parameter which belongs to no group, as of a network that a function closes over."""
-    own = {id(parameter) for parameter in pair.parameters()}
+    own = {id(tensor) for tensor in (*pair.parameters(), *data.values())}
     named = {id(value): f"pyro.param {name!r}" for name, value in pyro.get_param_store()._params.items()}
     waiting, seen = [surrogate.grad_fn], set()
     while waiting:

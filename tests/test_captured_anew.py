@@ -148,6 +148,13 @@ def test_a_change_between_two_calls_is_the_change_of_eager(change: Callable[[Pai
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
 
 
+def filled() -> Pair:
+    pair = Pair(Model(), copy.deepcopy(GUIDE)).double()
+    for parameter in pair.guide.parameters():
+        nn.init.constant_(parameter, 0.3)
+    return pair
+
+
 BETA, LISTED, ARRAY, NAMED = 1.0, [1.0], numpy.ones(1), SimpleNamespace(inner=SimpleNamespace(beta=1.0))
 
 
@@ -217,10 +224,7 @@ def test_a_number_of_python_that_a_callback_changes_is_the_number_of_eager(objec
     ends = []
     for name in ("eager", engine):
         put_everywhere(1.0)
-        pair = Pair(Model(), Guide()).double()
-        pair.guide.drop.eval()
-        for parameter in pair.guide.parameters():
-            nn.init.constant_(parameter, 0.3)
+        pair = filled()
         routine = (Phase(objective, Wake(), PHI),)
         optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
         betas = iter((3.0, 0.5, 1.0))
@@ -294,10 +298,7 @@ def joint(draw: Draw) -> Tensor:
 def test_a_handler_that_the_caller_enters_counts(engine: str) -> None:
     ends = []
     for name in ("eager", engine):
-        pair = Pair(Model(), Guide()).double()
-        pair.guide.drop.eval()
-        for parameter in pair.guide.parameters():
-            nn.init.constant_(parameter, 0.3)
+        pair = filled()
         routine = (Phase(joint, Wake(), PHI),)
         optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
         for scale in (1.0, 0.5, 0.1):

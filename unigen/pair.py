@@ -224,14 +224,12 @@ class Pair(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.refresh()
-        self._walked.clear()  # moving to a device or dtype may replace tensors
         self.compiled.clear()
-        self.supports.clear()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # which may replace tensors
         self.chains = {key: fn(chain) for key, chain in self.chains.items()}
         if self.averages is not None:
             self.averages = self.averages.moved(self, fn)
-        self._seen = self.signature()[1]
+        self._forget()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pair:

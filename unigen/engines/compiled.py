@@ -174,6 +174,7 @@ class _Step:
                 key = (phase, mode, own.rules, shapes_of(batch[place]))
                 if key not in pair.compiled:
                     pair.compiled[key] = _Phase(phase, pair, own, batch[place])
+                    settled(phases, pair)
                 self.climbs.append((number, pair.compiled[key], own, place))
         self.pair = pair
         self.key = tuple((climb, place) for _, climb, _, place in self.climbs)
@@ -269,7 +270,6 @@ def advance(
         shape: _Step(phases, pair, mode, tensors, batch)
         for shape, batch in dict(zip(shapes, bound, strict=True)).items()
     }
-    settled(phases, pair)
     values = []
     for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):
         for part, lr in zip(settings, rates[index] if rates else (), strict=False):

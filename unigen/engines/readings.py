@@ -37,7 +37,7 @@ MANY = 8  # captures of one routine, after which there will be more
 def mode_of(phases: tuple[Phase, ...], pair: Pair) -> int:
     """Return a number for what programs of these phases are captured with beside tensors, equal where that is equal.
 
-    ``settled`` is to be called when they are captured.
+    ``settled`` is to be called where one is captured.
     """
     every = pair.compiled.setdefault("readings", {})
     if phases not in every:
@@ -47,7 +47,7 @@ def mode_of(phases: tuple[Phase, ...], pair: Pair) -> int:
 
 
 def settled(phases: tuple[Phase, ...], pair: Pair) -> None:
-    """Say that everything is captured: what has changed since ``mode_of`` was changed by the programs themselves."""
+    """Say that a program was captured: what has changed since ``mode_of`` was changed by the programs themselves."""
     readings: _Readings = pair.compiled["readings"][phases]
     readings.after = readings.read()
 
@@ -58,7 +58,7 @@ class _Readings:
     def __init__(self, phases: tuple[Phase, ...], pair: Pair) -> None:
         self.phases, self.pair = phases, pair
         self.walks: list[_Walk] = []  # kept, so that nothing new gets the identity of what a program was captured with
-        self.modes: dict[tuple[Any, ...], int] = {}
+        self.modes: list[tuple[Any, ...]] = []
         self.after: tuple[Any, ...] = ()
         self.number = 0
 
@@ -74,14 +74,14 @@ class _Readings:
             now = (tuple(name for name, _, _ in self.walks[-1].places), *self.after)
             numbers = self.pair.compiled.setdefault("modes", {})
             self.number = numbers.setdefault(now, len(numbers))
-            known = len(self.modes)
-            self.modes[now] = self.number
-            if known < len(self.modes) == MANY:
-                warnings.warn(self._slow(), stacklevel=5)
+            if now not in self.modes:
+                self.modes.append(now)
+                if len(self.modes) == MANY:
+                    warnings.warn(self._slow(), stacklevel=5)
         return self.number
 
     def _slow(self) -> str:
-        (names, _, _, *before), (_, _, _, *now) = list(self.modes)[-2:]
+        (names, _, _, *before), (_, _, _, *now) = self.modes[-2:]
         changed = {repr(name): None for name, a, b in zip(names, before, now, strict=False) if a != b}
         return (
             f"{', '.join(changed) or 'what a module holds beside tensors'} changes between calls, and the programs were captured "
@@ -124,6 +124,11 @@ def _of_library(name: str | None) -> bool:
     return root in FRAMEWORKS or (root in sys.stdlib_module_names and root != "__main__") or "-packages" in file
 
 
+def _classes(kind: type) -> Iterator[Mapping[str, Any]]:
+    """Yield what the classes of users define, of a class and those above it."""
+    return (vars(each) for each in kind.__mro__ if not _of_library(each.__module__))
+
+
 class _Walk:
     """All that the code of phases and programs reaches by the names that it reads: ``places`` are (name, holder, key)."""
 
@@ -162,7 +167,8 @@ class _Walk:
             if not _of_library(value.__name__):
                 yield from self._among(vars(value), self.attributes)
         elif isinstance(value, type):
-            yield from self._class(value, self.attributes)
+            for defined in _classes(value):
+                yield from self._among(defined, self.attributes)
         else:
             yield from self._object(value)
 
@@ -171,16 +177,13 @@ class _Walk:
             self.places.append((name, holder, name))
             yield holder[name]
 
-    def _class(self, kind: type, names: set[str]) -> Iterator[Any]:
-        for each in kind.__mro__:
-            if not _of_library(each.__module__):
-                yield from self._among(vars(each), names)
-
     def _object(self, value: Any) -> Iterator[Any]:
         if type(value).__module__.partition(".")[0] not in FRAMEWORKS:
-            yield from self._class(type(value), self.attributes | {"forward", "__call__"})
             own = getattr(value, "__dict__", {})
-            known = set(own).union(*(vars(each) for each in type(value).__mro__ if not _of_library(each.__module__)))
+            known = set(own)
+            for defined in _classes(type(value)):
+                yield from self._among(defined, self.attributes | {"forward", "__call__"})
+                known.update(defined)
             for name in sorted(self.attributes & known):
                 self.places.append((name, own, name))  # it may be given one in the place of its class's
                 yield own.get(name)

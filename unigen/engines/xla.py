@@ -67,7 +67,6 @@ def _steps(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Sequence[Map
         shapes = tuple(map(shapes_of, mine))
         found.append(found[-1] if shapes == before else _step(phases, pair, mine, shapes, mode))
         before = shapes
-    settled(phases, pair)
     return found
 
 
@@ -87,6 +86,7 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes:
             key = (phase, shapes[place], shapes_of(chains), mode)
             if key not in known or known[key][0].stale:
                 known[key] = capture_phase(phase, pair, batches[place], chains)
+                settled(phases, pair)
             climb, ends = known[key]
             chains |= ends
             climbs.append(climb)

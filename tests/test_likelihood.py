@@ -11,8 +11,8 @@ import torch
 from gaussians import ExactGuide, Line
 
 import unigen.evaluate.likelihood as likelihood_module
-from unigen import Pair
-from unigen.evaluate import annealed_log_likelihood, log_likelihood, reconstruct, sample
+from unigen import Pair, PairError
+from unigen.evaluate import annealed_log_likelihood, evaluate, log_likelihood, reconstruct, sample
 from unigen.evaluate.annealing import Annealing, simulate
 from unigen.evaluate.calibration import simulation_based_calibration
 from unigen.evaluate.figure import Refused
@@ -239,6 +239,94 @@ def test_scaled_densities_have_no_likelihood(x):
     ):
         with pytest.raises(Refused, match="site 'z' in the model is scaled by 0.25, as by poutine.scale"):
             figure()
+
+
+class Pointed(ExactGuide):
+    """The mean of the posterior, as a point mass."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x @ self.gain.T, event_dim=1))
+
+
+class Shifted(ExactGuide):
+    """The posterior, with half of its covariance from an auxiliary site: its density of z alone is the posterior's."""
+
+    auxiliary = True
+
+    def forward(self, x):
+        half = dist.MultivariateNormal(x.new_zeros(2), scale_tril=self.factor / math.sqrt(2))
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", half, infer={"is_auxiliary": self.auxiliary})
+            pyro.sample("z", dist.MultivariateNormal(x @ self.gain.T + u, scale_tril=half.scale_tril))
+
+
+class WithReverse(Line):
+    """``Line`` with r(u|x, z), the posterior of the auxiliary u of ``Shifted``."""
+
+    def forward(self, x):
+        gain, covariance = self.posterior()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.a.T, self.s).to_event(1), obs=x)
+            pyro.sample("u", dist.MultivariateNormal((z - x @ gain.T) / 2, covariance / 4))
+
+
+def test_a_guide_that_is_one_point_has_no_weights(x):
+    line = Line()
+    pair = Pair(line, Pointed(line))
+    for figure in (
+        lambda: log_likelihood(pair, x, particles=3),
+        lambda: importance_weighted_sandwich(pair, x, 3, 3),
+    ):
+        with pytest.raises(Refused, match="holds site 'z' at one point"):
+            figure()
+    found = annealed_log_likelihood(pair, x, Annealing(400, 16))
+    assert (found.per_datum - line.exact(x)).mean().abs() < 0.1
+
+
+def test_a_point_among_discrete_values_is_a_bound():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_tensor(0.25)))
+            pyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta((x > 1).to(x.dtype)))
+
+    x = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64)
+    found = log_likelihood(Pair(model, guide), x, particles=2).per_datum
+    z = (x > 1).double()
+    joint = dist.Bernoulli(0.25).log_prob(z) + dist.Normal(2 * z, 1.0).log_prob(x)
+    assert (found - joint).abs().max() < 1e-6
+
+
+def test_an_auxiliary_site_wants_its_reverse_density(x):
+    line = WithReverse()
+    guide = Shifted(line)
+    with pytest.raises(PairError, match="site 'u' of the guide is auxiliary"):
+        log_likelihood(Pair(Line(), guide), x, particles=3)
+    guide.auxiliary = False
+    found = log_likelihood(Pair(line, guide), x, particles=2)  # r is the posterior of u: every weight is the evidence
+    assert (found.per_datum - line.exact(x)).abs().max() < 1e-9
+
+
+def test_a_global_latent_is_refused_by_every_likelihood_and_the_rest_is_found(x):
+    def model(x):
+        shift = pyro.sample("shift", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(shift, 1.0).expand([3]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("shift", dist.Normal(x.mean(), 0.1))
+
+    pair = Pair(model, guide)
+    for figure in (log_likelihood, lambda pair, x: annealed_log_likelihood(pair, x, Annealing(4, 2))):
+        with pytest.raises(PairError, match="site 'shift' is global"):
+            figure(pair, x)
+    refusals = evaluate(pair, x, quick=True).refusals
+    assert any("site 'shift' is global" in refusal.why for refusal in refusals), refusals
 
 
 def test_observation_noise_is_tuned_and_its_likelihood_found(seed):

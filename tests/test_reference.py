@@ -25,6 +25,7 @@ from families import FAMILIES
 from gaussians import Line
 from posteriors import POSTERIORS, ROOT, Problem, recursion
 from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.reparam import TransformReparam
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
@@ -397,6 +398,18 @@ def test_streams_and_settings_stay_as_they_were():
     assert jax.config.jax_enable_x64 == wide
     assert torch.equal(one.draws["w"], same.draws["w"]) and not torch.equal(one.draws["w"], other.draws["w"])
     assert one.draws["w"].dtype == DOUBLE and one.draws["w"].shape == (4, 20)  # 2 * 1 + 2 walkers
+
+
+def test_a_reparameterized_site_is_drawn_under_its_own_name():
+    def model(x):
+        w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    reparameterized = pyro.poutine.reparam(model, config={"w": TransformReparam()})
+    posterior = sample(reparameterized, torch.ones(4), warmup=50, draws=50)
+    assert set(posterior.draws) == {"w", "w_base"}
+    assert torch.allclose(posterior.draws["w"], posterior.draws["w_base"].exp())
 
 
 def test_arviz_and_deterministic_sites():

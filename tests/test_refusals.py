@@ -117,6 +117,12 @@ def guide_with_extra(linear: Any, x: Tensor) -> None:
         pyro.sample("extra", dist.Normal(0.0, 1.0))
 
 
+def guide_with_auxiliary(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        shift = pyro.sample("shift", normal(torch.zeros(len(x), 2)), infer={"is_auxiliary": True})
+        pyro.sample("z", normal(linear(x) + shift))
+
+
 def guide_with_dropout(linear: Any, x: Tensor) -> None:
     with pyro.plate(PLATE, len(x)):
         pyro.sample("z", normal(nn.functional.dropout(linear(x) + 3.0, 0.5)))
@@ -442,6 +448,10 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     "guide site extra, asleep": (
         lambda: ((routines.wake_sleep[1],), pair_of(guide=guide_with_extra), rows()),
         ("'extra'", "guide", "model"),
+    ),
+    "auxiliary guide site whose density nothing is set against": (
+        lambda: (routines.vae, pair_of(guide=guide_with_auxiliary), rows()),
+        ("'shift'", "auxiliary", "reverse density"),
     ),
     "model site missing": (
         lambda: (routines.vae, pair_of(model_with_two_latents), rows()),

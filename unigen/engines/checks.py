@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.programs import Programs
-from unigen.engines.sites import Site, base_of, family_of
+from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Phase, Routine
 
@@ -133,6 +133,7 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
     with torch.no_grad():
         guide, model = programs.run("guide", data), programs.run("model", data)
     _warn_of_another_plate(programs, data, [*guide.values(), *model.values()])
+    check_auxiliary(guide.values())
     for site in model.values():
         if site.observed or site.name in data:
             _check_observed(site)

@@ -20,7 +20,7 @@ from unigen.engines.sites import Site, family_of
 from unigen.pair import PairError
 from unigen.phases import DoublyReparameterized, Pathwise, ScoreFunction, StickingTheLanding
 
-__all__ = ["Draw"]
+__all__ = ["Draw", "check_local"]
 
 
 class Draw:
@@ -187,11 +187,8 @@ class Draw:
                     f"site '{site.name}' is in the subsampled plate '{frame.name}', whose scale would bias per-datum weights; "
                     f"write pyro.plate('{frame.name}', len(x))"
                 )
-        if layout.batched and not any(frame.name == self.pair.batch_plate for frame in site.frames):
-            raise PairError(
-                f"site '{site.name}' is global, beside the batch plate '{self.pair.batch_plate}': its density is not per datum; "
-                "make it a parameter, or drop the batch plate so that the whole data set is one datum"
-            )
+        if layout.batched:
+            check_local(site, self.pair.batch_plate)
         depth = log_density.dim()
         if depth == len(kept) == self.depth:
             return log_density
@@ -343,3 +340,12 @@ class Draw:
         if not isinstance(value, Tensor) or value.dim() > most:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise PairError(f"objective {name} returned {shape}, expected one value a datum: at most {most} dimensions")
+
+
+def check_local(site: Site, batch_plate: str | None) -> None:
+    """Refuse a site that is not in the batch plate of a pair that has one."""
+    if not any(frame.name == batch_plate for frame in site.frames):
+        raise PairError(
+            f"site '{site.name}' is global, beside the batch plate '{batch_plate}': its density is not per datum; make it a "
+            "parameter, or drop the batch plate so that the whole data set is one datum"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from unigen.engines.inverses import forget
 from unigen.pair import PairError
 
-__all__ = ["Record", "Site", "base_of", "family_of"]
+__all__ = ["Record", "Site", "base_of", "check_auxiliary", "family_of", "is_deterministic"]
 
 
 class Site(NamedTuple):
@@ -99,6 +99,21 @@ def _is_auxiliary(msg: Any) -> bool:
     return bool(msg["infer"].get("is_auxiliary"))
 
 
+def check_auxiliary(guide: Iterable[Site]) -> None:
+    """Refuse a guide whose latents have a density given an auxiliary site: log q(u) + log q(z|u) is not that of z.
+
+    An autoguide's auxiliary site is another form of its latents, which are point masses (``Delta``) given it.
+    """
+    sites = list(guide)
+    auxiliary = next((site.name for site in sites if site.auxiliary), None)
+    if auxiliary is not None and not any(isinstance(base_of(site.fn), Delta) for site in sites if site.latent):
+        raise PairError(
+            f"site '{auxiliary}' of the guide is auxiliary, and no latent is a Delta given it, so that log p(x, z) has nothing "
+            "to set against its density; give the model a sample statement of that name, which is its reverse density r(u|x, z) "
+            "(Ranganath et al. 2016), and drop is_auxiliary"
+        )
+
+
 def _check_place(msg: Any) -> None:
     """Refuse a point mass that parameters move: where its sample is held fixed, its density says nothing of them."""
     fn = base_of(msg["fn"])
@@ -114,6 +129,11 @@ def base_of(fn: Any) -> Any:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
+
+
+def is_deterministic(fn: Any) -> bool:
+    """Say whether a site is ``pyro.deterministic``, or what a reparameterizer leaves of the site that it has replaced."""
+    return getattr(fn, "_mask", None) is False and isinstance(base_of(fn.base_dist), Delta)
 
 
 def family_of(fn: Any) -> str:

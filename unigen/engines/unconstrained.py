@@ -21,7 +21,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from unigen.engines.inverses import forget
 from unigen.engines.programs import swapped
-from unigen.engines.sites import base_of, family_of
+from unigen.engines.sites import base_of, family_of, is_deterministic
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 
@@ -81,9 +81,10 @@ class _Lift(Messenger):
         name, fn = msg["name"], msg["fn"]
         if name in self.values or name in self.densities:
             raise PairError(f"site '{name}' is sampled twice by the model; give each sample statement its own name")
-        if not msg["is_observed"] or msg["infer"].get("_deterministic"):
+        deterministic = is_deterministic(fn)
+        if not msg["is_observed"] or deterministic:
             self.values[name] = msg["value"]
-        if msg["infer"].get("_deterministic"):
+        if deterministic:
             return
         for frame in msg["cond_indep_stack"]:
             if frame.full_size is not None and frame.full_size != frame.size:

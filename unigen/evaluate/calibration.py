@@ -22,7 +22,7 @@ from unigen.engines.draw import Draw
 from unigen.engines.programs import Programs
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.figure import Figure, Refused
-from unigen.evaluate.latents import check_unscaled, columns_of, device_of, rows_of
+from unigen.evaluate.latents import check_densities, columns_of, device_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.streams import isolated
@@ -116,7 +116,7 @@ def simulation_based_calibration(
     labels: list[str] = []
     with isolated(seed, device_of(data)), evaluating(pair):
         numbers = max(v[:1].numel() if v.dim() else 1 for v in data.values() if isinstance(v, Tensor))
-        check_unscaled(pair, data)
+        check_densities(pair, data)
         batched = Programs(pair).layout(data).batched
         most = max(1, AT_ONCE // (numbers * draws)) if batched else 1
         for first in range(0, n, most):

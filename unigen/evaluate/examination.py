@@ -34,7 +34,7 @@ from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
 from unigen.evaluate.posterior import active_units, posterior_gap
 from unigen.evaluate.sample_metrics import sample_metrics
-from unigen.pair import Pair
+from unigen.pair import Pair, PairError
 from unigen.pairs.likelihoods import Likelihood
 from unigen.pairs.rbm import BoltzmannMachine
 
@@ -149,7 +149,7 @@ def evaluate(
     for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
         try:
             found = list(part())
-        except Refused as refused:
+        except (Refused, PairError) as refused:
             refusals.append(Refusal(name, str(refused)))
             continue
         room.found += found

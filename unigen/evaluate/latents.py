@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from unigen.engines.draw import Draw
+from unigen.engines.draw import Draw, check_local
 from unigen.engines.programs import Programs, swapped
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, family_of
@@ -23,7 +23,7 @@ from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 from unigen.streams import isolated
 
-__all__ = ["LatentSpace", "check_unscaled", "columns_of", "device_of", "frozen", "pieces_of", "rows_of"]
+__all__ = ["LatentSpace", "check_densities", "columns_of", "device_of", "frozen", "pieces_of", "rows_of"]
 
 
 @contextlib.contextmanager
@@ -74,15 +74,20 @@ def _places(site: Site, batch_plate: str | None) -> tuple[int, ...]:
     return tuple(by_name[name] - len(site.fn.event_shape) for name in ("_particles", batch_plate) if name in by_name)
 
 
-def check_unscaled(pair: Pair, data: dict[str, Any]) -> None:
-    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term: it is not that of a distribution."""
+def check_densities(pair: Pair, data: dict[str, Any]) -> None:
+    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum."""
     some = pieces_of(pair, data, 100)[0]
+    programs = Programs(pair)
     for which in ("model", "guide"):
         with isolated(0, device_of(data)), torch.no_grad():
-            sites = Programs(pair).run(which, some).values()
+            sites = programs.run(which, some).values()
         for site in sites:
+            if site.weightless:
+                continue
+            if programs.layout(some).batched:
+                check_local(site, pair.batch_plate)
             scale = torch.as_tensor(site.scale)
-            if not site.weightless and bool((scale != 1).any()):
+            if bool((scale != 1).any()):
                 raise Refused(
                     f"the log density of site '{site.name}' in the {which} is scaled by {scale.flatten()[0].item():g}, as by "
                     "poutine.scale or a subsampled plate, so the joint density is not that of a distribution and has no "
@@ -111,9 +116,9 @@ class LatentSpace:
         self.programs = Programs(pair)
         self.rows = rows_of(pair, data)
         self._draw = Draw(self.programs, data, particles=chains, first="guide")
+        check_densities(pair, data)
         with torch.no_grad():
             sites = self.programs.run("model", data, particles=chains)
-        check_unscaled(pair, data)
         self._prior = [site for site in sites.values() if not site.observed]
         if not self._prior:
             raise Refused("this pair has no latent to move: its likelihood is exact, or not to be had")

@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs, enumerate_sites
+from unigen.engines.sites import Site, base_of, check_auxiliary
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_unscaled, device_of, pieces_of, rows_of
+from unigen.evaluate.latents import check_densities, device_of, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -87,10 +89,30 @@ def log_importance_weights(
 
 
 def _infers(pair: Pair, data: dict[str, Any]) -> bool:
-    """Say whether the guide infers anything; refuse densities that are scaled."""
+    """Say whether the guide infers anything; refuse densities that are scaled, and guides without a density."""
+    some = pieces_of(pair, data, 100)[0]
     with isolated(0, device_of(data)), evaluating(pair):
-        check_unscaled(pair, data)
-        return bool(Programs(pair).run("guide", pieces_of(pair, data, 100)[0]))
+        check_densities(pair, data)
+        guide, model = (Programs(pair).run(which, some, particles=2) for which in ("guide", "model"))
+    check_auxiliary(guide.values())
+    for name in guide.keys() & model.keys():
+        _check_spread(guide[name], model[name])
+    return bool(guide)
+
+
+def _check_spread(site: Site, prior: Site) -> None:
+    """Refuse a site that the guide holds at one point where the model has a density. ``site``: of two particles.
+
+    An autoguide's point mass is a function of a random auxiliary site, and a discrete latent has a mass at its point.
+    """
+    if isinstance(base_of(site.fn), Delta) and site.latent and not isinstance(base_of(prior.fn), Delta):
+        dim = next(frame.dim for frame in site.frames if frame.name == "_particles") - len(site.fn.event_shape)
+        first, second = site.value.unbind(dim)
+        if not prior.fn.support.is_discrete and torch.equal(first, second):
+            raise Refused(
+                f"the guide holds site '{site.name}' at one point (Delta), where log p(x, z) is no bound of log p(x), and has no "
+                "density to weight samples by; annealed_log_likelihood does without the guide"
+            )
 
 
 def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
@@ -172,7 +194,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     data = pair.bind(x)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
-            check_unscaled(pair, data)
+            check_densities(pair, data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")

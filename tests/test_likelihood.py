@@ -12,7 +12,14 @@ from gaussians import ExactGuide, Line
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair, PairError
-from unigen.evaluate import annealed_log_likelihood, evaluate, log_likelihood, reconstruct, sample
+from unigen.evaluate import (
+    annealed_log_likelihood,
+    bidirectional_monte_carlo,
+    evaluate,
+    log_likelihood,
+    reconstruct,
+    sample,
+)
 from unigen.evaluate.annealing import Annealing, simulate
 from unigen.evaluate.calibration import simulation_based_calibration
 from unigen.evaluate.figure import Refused
@@ -327,6 +334,43 @@ def test_a_global_latent_is_refused_by_every_likelihood_and_the_rest_is_found(x)
             figure(pair, x)
     refusals = evaluate(pair, x, quick=True).refusals
     assert any("site 'shift' is global" in refusal.why for refusal in refusals), refusals
+
+
+def conditional(teacher=False):
+    """z ~ N(y, 1), x ~ N(z, 0.01), beside the true values of x with ``teacher``; and the posterior."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y, 1.0))
+            pyro.sample("x", dist.Normal(z + x.roll(1) if teacher else z, 0.01), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((y + x * 1e4) / (1 + 1e4), (1 + 1e4) ** -0.5))
+
+    return Pair(model, guide)
+
+
+def test_samples_and_reconstructions_of_a_pair_with_covariates():
+    pair, y = conditional(), torch.tensor([-100.0, 100.0], dtype=torch.float64)
+    made = sample(pair, 5, {"x": torch.zeros_like(y), "y": y})  # each within ten deviations of the y that is its turn
+    assert (made.x - torch.tensor([-100.0, 100.0, -100.0, 100.0, -100.0])).abs().max() < 10
+    assert (made.x - made.mean).abs().max() < 0.1
+    rebuilt = reconstruct(pair, (y + 1, y))
+    assert (rebuilt - y - 1).abs().max() < 0.1
+
+
+def test_a_model_that_reads_the_data_it_makes_has_no_samples():
+    pair, x = conditional(teacher=True), torch.arange(4.0, dtype=torch.float64)
+    with pytest.raises(PairError, match=r"'x' depends on the data.*teacher forcing"):
+        sample(pair, 4, (x, x))
+    for figure in (
+        lambda: importance_weighted_sandwich(pair, (x, x), 4, 3),
+        lambda: bidirectional_monte_carlo(pair, (x, x), 4, Annealing(4, 2)),
+        lambda: simulation_based_calibration(pair, (x, x), n=16, draws=15),
+    ):
+        with pytest.raises(Refused, match=r"data cannot be simulated: .*'x' depends on the data"):
+            figure()
 
 
 def test_observation_noise_is_tuned_and_its_likelihood_found(seed):

@@ -50,6 +50,10 @@ def rows() -> Tensor:
     return (torch.rand(ROWS, DIMENSION) < 0.5).float()
 
 
+def labelled() -> tuple[Tensor, Tensor]:
+    return rows(), (rows()[:, 0] > 0).float()
+
+
 def shared() -> Networks:
     return networks("mlp", (DIMENSION,), 2, hidden=(4,))
 
@@ -121,6 +125,27 @@ def guide_with_auxiliary(linear: Any, x: Tensor) -> None:
     with pyro.plate(PLATE, len(x)):
         shift = pyro.sample("shift", normal(torch.zeros(len(x), 2)), infer={"is_auxiliary": True})
         pyro.sample("z", normal(linear(x) + shift))
+
+
+def model_teacher_forced(linear: Any, x: Tensor) -> None:
+    before = nn.functional.pad(x, (1, 0))[:, :-1]
+    with pyro.plate(PLATE, len(x)):
+        z = pyro.sample("z", normal(torch.zeros(len(x), 2)))
+        pyro.sample("x", normal(linear(z) + before), obs=x)
+
+
+def model_of_labels(which: str) -> Callable[..., None]:
+    """A model of x and a label, which x depends on: on the value that is sampled, or on the argument that is observed."""
+
+    class Labelled(Program):
+        def forward(self, x: Tensor, label: Tensor) -> None:  # type: ignore[override]
+            with pyro.plate(PLATE, len(x)):
+                z = pyro.sample("z", normal(torch.zeros(len(x), 2)))
+                value = pyro.sample("label", dist.Bernoulli(0.5), obs=label)
+                shown = value if which == "value" else label
+                pyro.sample("x", normal(self.linear(z) + shown[..., None]), obs=x)
+
+    return Labelled(good_model, inputs=2)
 
 
 def guide_with_dropout(linear: Any, x: Tensor) -> None:
@@ -453,6 +478,18 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         lambda: (routines.vae, pair_of(guide=guide_with_auxiliary), rows()),
         ("'shift'", "auxiliary", "reverse density"),
     ),
+    "dreams of a teacher-forced decoder": (
+        lambda: (routines.wake_sleep, pair_of(model_teacher_forced), rows()),
+        ("phase 2", "'x'", "depends on the data", "teacher forcing", "vae"),
+    ),
+    "discriminated dreams of a teacher-forced decoder": (
+        lambda: ((Phase(elbo, Wake(dreams=True), THETA + PHI),), pair_of(model_teacher_forced), rows()),
+        ("phase 1", "'x'", "depends on the data", "teacher forcing", "vae"),
+    ),
+    "dreams that read the argument of a site": (
+        lambda: (routines.wake_sleep, Pair(model_of_labels("argument"), Program(good_guide, 2)), labelled()),
+        ("phase 2", "'x'", "depends on the data", "read what sample statements return", "vae"),
+    ),
     "model site missing": (
         lambda: (routines.vae, pair_of(model_with_two_latents), rows()),
         ("'scale'", "guide", "sample statement"),
@@ -607,6 +644,7 @@ def test_the_table_is_long_enough_and_its_programs_are_right_where_they_should_b
     check(routines.vae, one_datum(), x[0])
     check(routines.gan, pair_of(bits_of_a_game, player), x)
     check(routines.vae, with_keywords(), (x, x))
+    check(routines.wake_sleep, Pair(model_of_labels("value"), Program(good_guide, 2)), labelled())
 
 
 def test_parameters_without_gradient_that_are_as_they_should_be():

@@ -251,6 +251,16 @@ class Phase:
             raise ValueError(f"a phase takes at least one step; got steps={self.steps}")
         object.__setattr__(self, "move", tuple(group for group in THETA + PHI + PSI if group in self.move))
 
+    def expectations(self) -> Iterator[Expectation]:
+        """Yield the expectations of the phase, what is tilted among them."""
+        waiting = [self.under, self.against]
+        while waiting:
+            expectation = waiting.pop(0)
+            if expectation is not None:
+                yield expectation
+            if isinstance(expectation, Tilted):
+                waiting.append(expectation.base)
+
     def __str__(self) -> str:
         what = f"{'solve' if self.solve else 'climb'} {name_of(self.maximize)} under {self.under}"
         what += f" against {self.against}" if self.against else ""

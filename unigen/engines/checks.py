@@ -18,7 +18,7 @@ from unigen.datachecks import DataError
 from unigen.engines.programs import Programs
 from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Phase, Routine
+from unigen.phases import Phase, Routine, Sleep, Wake
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
@@ -223,6 +223,8 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
             "such as em(closed_form=False)"
         )
     reached = _gradients(phase, pair, x)
+    if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in phase.expectations()):
+        Programs(pair).check_dreams(pair.bind(x))
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached

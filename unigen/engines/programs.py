@@ -132,6 +132,27 @@ class Programs:
             )
         return dreamt
 
+    def check_dreams(self, data: Mapping[str, Any]) -> None:
+        """Refuse a model whose dreams depend on the data that they stand in for: they are not of its joint density.
+
+        Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams
+        other rows than it is given, as an adversarial pair adds generated ones, is left out.
+        """
+        with torch.random.fork_rng(devices=_devices(data)):
+            torch.manual_seed(0)
+            dreamt = self.dream(data)
+            same = {name: value for name, value in dreamt.items() if value.shape == data[name].shape}
+            torch.manual_seed(0)
+            again = self.dream({**data, **same}) if same else {}
+        for name, value in same.items():
+            if not torch.allclose(value, again[name], rtol=1e-3, atol=1e-5, equal_nan=True):
+                raise PairError(
+                    f"what the model draws for '{name}' depends on the data, so it is no draw of p(z, x): a decoder is given the "
+                    "true values (teacher forcing), or an argument is read where its sample statement's value is meant; give the "
+                    "site a distribution that samples step by step, read what sample statements return, or use routines without "
+                    "a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
+                )
+
 
 def _devices(data: Mapping[str, Any]) -> list[torch.device]:
     return list({value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda})

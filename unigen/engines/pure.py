@@ -42,14 +42,10 @@ def unvalidated() -> Iterator[None]:
 def chains_of(phase: Phase, pair: Pair, data: Mapping[str, Any]) -> list[str]:
     """Return the keys of the phase's persistent chains in ``pair.chains``; those that are not there start at the data."""
     found: list[str] = []
-    waiting: list[Any] = [phase.under, phase.against]
-    while waiting:
-        expectation = waiting.pop()
+    for expectation in phase.expectations():
         if isinstance(expectation, Chain) and expectation.persistent and str(expectation) not in found:
             found.append(str(expectation))
             pair.chains.setdefault(str(expectation), data[pair.arguments[0]].detach().clone())
-        if hasattr(expectation, "base"):
-            waiting.append(expectation.base)
     return found
 
 

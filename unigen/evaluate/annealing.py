@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from unigen.engines.programs import Programs
 from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, rows_of
+from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, recycled
 from unigen.names import nearest
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
@@ -326,15 +326,10 @@ def bidirectional_monte_carlo(
 
 def simulate(pair: Pair, data: dict[str, Any], first: int, rows: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Draw (z, x) from the model: the latents by site, and data by argument with ``rows`` rows; covariates are recycled."""
-    total = rows_of(pair, data)
-    if Programs(pair).layout(data).batched:
-        index = (first + torch.arange(rows, device=device_of(data))) % total
-        data = {
-            name: value[index] if isinstance(value, Tensor) and len(value) == total else value
-            for name, value in data.items()
-        }
+    data = recycled(pair, data, first, rows)
     try:
         with torch.no_grad():
+            Programs(pair).check_dreams(data)
             sites = Programs(pair).run("model", data, dream=True, detach=True)
     except PairError as error:
         raise Refused(f"data cannot be simulated: {error}") from None

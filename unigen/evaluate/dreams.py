@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unigen.engines.eager import draw
 from unigen.engines.programs import Programs
+from unigen.evaluate.latents import device_of, recycled
 from unigen.evaluate.modes import evaluating
 from unigen.kernels import Gibbs
 from unigen.pair import Pair
@@ -35,21 +36,24 @@ class Samples(tuple[Tensor, Tensor]):
 
 
 @torch.no_grad()
-def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
-    """Draw n samples of x, the model's first argument; ``like`` (at least one row) gives dimension, dtype and device.
+def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
+    """Draw n samples of x, the model's first argument, given its other arguments.
 
-    An RBM is sampled by 1000 sweeps of block Gibbs from random bits, which is approximate. Random streams outside are
-    untouched.
+    like: data as ``pair.bind`` takes them, at least one row: dimension, dtype, device, and covariates, which are gone through
+    over and over. An RBM is sampled by 1000 sweeps of block Gibbs from random bits, which is approximate. Random streams outside
+    are untouched. ``PairError`` for a model whose samples would depend on the x that is given.
     """
-    start = like.new_zeros((n, *like.shape[1:]))
-    with isolated(seed, like.device), evaluating(pair):
+    data, name = pair.bind(like), pair.arguments[0]
+    with isolated(seed, device_of(data)), evaluating(pair):
+        start = data[name].new_zeros((n, *data[name].shape[1:]))
         if isinstance(pair.model, BoltzmannMachine):
-            data: dict[str, Any] = {"x": torch.bernoulli(start + 0.5)}
+            data = {"x": torch.bernoulli(start + 0.5)}
             for _ in range(GIBBS_SWEEPS):
                 data = Gibbs()(Programs(pair), data)
             return Samples((data["x"], data["x"]))
-        name = pair.arguments[0]
-        sites = Programs(pair).run("model", {name: start}, dream=True, detach=True)
+        data = recycled(pair, data, 0, n) | {name: start}
+        Programs(pair).check_dreams(data)
+        sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
         mean = _mean(site.fn, site.value)
         if "y" in sites and isinstance(sites["y"].fn, Stratified):  # an adversarial pair: keep what it generated
@@ -59,10 +63,11 @@ def sample(pair: Pair, n: int, like: Tensor, seed: int = 0) -> Samples:
 
 
 @torch.no_grad()
-def reconstruct(pair: Pair, x: Tensor, seed: int = 0) -> Tensor | None:
-    """Return E[x|z] for z ~ q(z|x), (N, D), or None for a pair that infers no latent of x."""
-    with isolated(seed, x.device), evaluating(pair):
-        sample_of_z = draw(Wake(), Programs(pair), pair.bind(x))
+def reconstruct(pair: Pair, x: Any, seed: int = 0) -> Tensor | None:
+    """Return E[x|z] for z ~ q(z|x), (N, D), or None for a pair that infers no latent of x; x: as ``pair.bind`` takes data."""
+    data = pair.bind(x)
+    with isolated(seed, device_of(data)), evaluating(pair):
+        sample_of_z = draw(Wake(), Programs(pair), data)
         if pair.likelihood == "none" or not sample_of_z.sites("guide"):
             return None
         site = sample_of_z.sites("model")[pair.arguments[0]]

@@ -23,7 +23,7 @@ from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 from unigen.streams import isolated
 
-__all__ = ["LatentSpace", "check_densities", "columns_of", "device_of", "frozen", "pieces_of", "rows_of"]
+__all__ = ["LatentSpace", "check_densities", "columns_of", "device_of", "frozen", "pieces_of", "recycled", "rows_of"]
 
 
 @contextlib.contextmanager
@@ -51,13 +51,14 @@ def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, 
     total = rows_of(pair, data)
     if total <= rows:
         return [dict(data)]
-    return [
-        {
-            name: value[start : start + rows] if isinstance(value, Tensor) and len(value) == total else value
-            for name, value in data.items()
-        }
-        for start in range(0, total, rows)
-    ]
+    return [_taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
+
+
+def _taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:
+    return {
+        name: value[index] if isinstance(value, Tensor) and len(value) == total else value
+        for name, value in data.items()
+    }
 
 
 def columns_of(site: Site, batch_plate: str | None, value: Tensor | None = None) -> Tensor:
@@ -72,6 +73,14 @@ def _places(site: Site, batch_plate: str | None) -> tuple[int, ...]:
     """Return the dimensions of the value that hold particles and data, counted from its end."""
     by_name = {frame.name: frame.dim for frame in site.frames}
     return tuple(by_name[name] - len(site.fn.event_shape) for name in ("_particles", batch_plate) if name in by_name)
+
+
+def recycled(pair: Pair, data: dict[str, Any], first: int, rows: int) -> dict[str, Any]:
+    """Return data of so many rows from the ``first`` on, over and over; those of a pair of one datum as they are."""
+    if not Programs(pair).layout(data).batched:
+        return data
+    total = rows_of(pair, data)
+    return _taken(data, total, (first + torch.arange(rows, device=device_of(data))) % total)
 
 
 def check_densities(pair: Pair, data: dict[str, Any]) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
+from unigen.engines.probes import check_dreams, check_particles, mixed_rows
 from unigen.engines.programs import Programs
 from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Phase, Routine, Sleep, Wake
+from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
@@ -40,6 +41,8 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
         with torch.random.fork_rng(devices=list(devices)):
             with _refusals(pair, data, "the pair"):
                 _check_sites(pair, data)
+                if mixed := mixed_rows(Programs(pair), data):
+                    warnings.warn(mixed, stacklevel=2)
             reached: set[int] = set()
             for number, phase in enumerate(routine, 1):
                 with _refusals(pair, data, f"phase {number} ({phase})", f"phase '{number} {phase}'"):
@@ -223,8 +226,11 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
             "such as em(closed_form=False)"
         )
     reached = _gradients(phase, pair, x)
-    if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in phase.expectations()):
-        Programs(pair).check_dreams(pair.bind(x))
+    expectations = list(phase.expectations())
+    if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in expectations):
+        check_dreams(Programs(pair), pair.bind(x))
+    if any(isinstance(each, Enumerate) or getattr(each, "particles", None) for each in expectations):
+        check_particles(Programs(pair), pair.bind(x))
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached

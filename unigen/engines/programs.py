@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from unigen.engines.sites import Record, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 
-__all__ = ["Layout", "Programs", "enumerate_sites", "swapped", "unreached"]
+__all__ = ["Layout", "Programs", "enumerate_sites", "in_evaluation_mode", "swapped", "taken", "unreached"]
 
 MOST_JOINT_VALUES = 2**16
 
@@ -132,26 +132,25 @@ class Programs:
             )
         return dreamt
 
-    def check_dreams(self, data: Mapping[str, Any]) -> None:
-        """Refuse a model whose dreams depend on the data that they stand in for: they are not of its joint density.
 
-        Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams
-        other rows than it is given, as an adversarial pair adds generated ones, is left out.
-        """
-        with torch.random.fork_rng(devices=_devices(data)):
-            torch.manual_seed(0)
-            dreamt = self.dream(data)
-            same = {name: value for name, value in dreamt.items() if value.shape == data[name].shape}
-            torch.manual_seed(0)
-            again = self.dream({**data, **same}) if same else {}
-        for name, value in same.items():
-            if not torch.allclose(value, again[name], rtol=1e-3, atol=1e-5, equal_nan=True):
-                raise PairError(
-                    f"what the model draws for '{name}' depends on the data, so it is no draw of p(z, x): a decoder is given the "
-                    "true values (teacher forcing), or an argument is read where its sample statement's value is meant; give the "
-                    "site a distribution that samples step by step, read what sample statements return, or use routines without "
-                    "a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
-                )
+@contextmanager
+def in_evaluation_mode(pair: Pair) -> Iterator[None]:
+    """Put every module of a pair into evaluation mode, and back into the mode that it was in."""
+    training = [module for module in pair.modules() if module.training]
+    pair.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:
+    """Return some rows of a batch of ``total``; what has not one row a datum goes whole."""
+    return {
+        name: value[index] if isinstance(value, Tensor) and len(value) == total else value
+        for name, value in data.items()
+    }
 
 
 def _devices(data: Mapping[str, Any]) -> list[torch.device]:

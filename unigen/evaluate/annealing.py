@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from unigen.engines.probes import check_dreams
 from unigen.engines.programs import Programs
 from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
@@ -329,7 +330,7 @@ def simulate(pair: Pair, data: dict[str, Any], first: int, rows: int) -> tuple[d
     data = recycled(pair, data, first, rows)
     try:
         with torch.no_grad():
-            Programs(pair).check_dreams(data)
+            check_dreams(Programs(pair), data)
             sites = Programs(pair).run("model", data, dream=True, detach=True)
     except PairError as error:
         raise Refused(f"data cannot be simulated: {error}") from None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines.eager import draw
+from unigen.engines.probes import check_dreams
 from unigen.engines.programs import Programs
 from unigen.evaluate.latents import device_of, recycled
 from unigen.evaluate.modes import evaluating
@@ -52,7 +53,7 @@ def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
                 data = Gibbs()(Programs(pair), data)
             return Samples((data["x"], data["x"]))
         data = recycled(pair, data, 0, n) | {name: start}
-        Programs(pair).check_dreams(data)
+        check_dreams(Programs(pair), data)
         sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
         mean = _mean(site.fn, site.value)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw, check_local
-from unigen.engines.programs import Programs, swapped
+from unigen.engines.probes import check_particles, mixed_rows
+from unigen.engines.programs import Programs, swapped, taken
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Refused
@@ -51,14 +52,7 @@ def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, 
     total = rows_of(pair, data)
     if total <= rows:
         return [dict(data)]
-    return [_taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
-
-
-def _taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:
-    return {
-        name: value[index] if isinstance(value, Tensor) and len(value) == total else value
-        for name, value in data.items()
-    }
+    return [taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
 
 
 def columns_of(site: Site, batch_plate: str | None, value: Tensor | None = None) -> Tensor:
@@ -80,11 +74,11 @@ def recycled(pair: Pair, data: dict[str, Any], first: int, rows: int) -> dict[st
     if not Programs(pair).layout(data).batched:
         return data
     total = rows_of(pair, data)
-    return _taken(data, total, (first + torch.arange(rows, device=device_of(data))) % total)
+    return taken(data, total, (first + torch.arange(rows, device=device_of(data))) % total)
 
 
 def check_densities(pair: Pair, data: dict[str, Any]) -> None:
-    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum."""
+    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum and particle."""
     some = pieces_of(pair, data, 100)[0]
     programs = Programs(pair)
     for which in ("model", "guide"):
@@ -102,6 +96,9 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> None:
                     "poutine.scale or a subsampled plate, so the joint density is not that of a distribution and has no "
                     "log p(x); evaluate with a scale of 1"
                 )
+    check_particles(programs, some)
+    if mixed := mixed_rows(programs, some):
+        raise Refused(mixed)
 
 
 class _Part(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unigen.engines.programs import in_evaluation_mode
 from unigen.pair import Pair
 
 __all__ = ["evaluating"]
@@ -17,10 +18,5 @@ def evaluating(pair: Pair) -> Iterator[None]:
     In training mode an evaluation would move the statistics of batch norm, and so the run that it only looks at.
     """
     pair.refresh()
-    training = [module for module in pair.modules() if module.training]
-    pair.eval()
-    try:
+    with in_evaluation_mode(pair):
         yield
-    finally:
-        for module in training:
-            module.training = True

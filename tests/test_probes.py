@@ -1,0 +1,171 @@
+"""Programs whose particles or data meet: told by running them once more, on one particle and on half a batch."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from unigen import Pair, PairError, routines
+from unigen.engines.checks import check
+from unigen.evaluate import (
+    Annealing,
+    annealed_log_likelihood,
+    evaluate,
+    importance_weighted_sandwich,
+    log_likelihood,
+    simulation_based_calibration,
+)
+from unigen.evaluate.figure import Refused
+from unigen.networks import fingerprint
+from unigen.phases import THETA, Enumerate, Phase
+
+ROWS, WIDTH = 12, 4
+
+ALONE = {
+    "softmax": lambda h: h.softmax(-1),
+    "normalize": lambda h: nn.functional.normalize(h, dim=-1),
+    "layer norm": nn.LayerNorm(WIDTH, elementwise_affine=False),
+    "dropout": lambda h: nn.functional.dropout(h, 0.5),  # in evaluation mode too, so that nothing can be told of it
+    "recurrent": nn.LSTM(1, 1, batch_first=True).requires_grad_(False),
+    "batch norm": nn.BatchNorm1d(WIDTH, affine=False),
+    "one size of batch": lambda h: h + torch.zeros(ROWS, WIDTH),
+}
+PARTICLES_MEET = {
+    "softmax": lambda h: h.softmax(1),
+    "normalize": lambda h: nn.functional.normalize(h),
+    "cumsum": lambda h: h.cumsum(1),
+    "flipped": lambda h: h.flip(1),
+}
+DATA_MEET = {
+    "softmax": lambda h: h.softmax(-2),
+    "recurrent": nn.LSTM(WIDTH, WIDTH).requires_grad_(False),
+    "mean": lambda h: h - h.mean(-2, keepdim=True),
+    "batch norm": nn.BatchNorm1d(WIDTH, affine=False, track_running_stats=False),
+}
+
+
+class Model(PyroModule):
+    def __init__(self, through=lambda h: h):
+        super().__init__()
+        self.linear, self.through = nn.Linear(2, WIDTH), through
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.through(self.linear(z)), 0.5).to_event(1), obs=x)
+
+
+class Guide(PyroModule):
+    def __init__(self, through=lambda h: h):
+        super().__init__()
+        self.linear, self.through = nn.Linear(WIDTH, 2), through
+
+    def forward(self, x):
+        h = x
+        if isinstance(self.through, nn.LSTM):
+            through = self.through
+            h = through(x[..., None])[0][..., 0] if through.batch_first else through(x[:, None])[0][:, 0]
+        else:
+            h = self.through(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.linear(h), 1.0).to_event(1))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def rows():
+    return torch.randn(ROWS, WIDTH)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_programs_whose_rows_are_each_their_own_are_taken(name):
+    pair, x = Pair(Model(), Guide(ALONE[name])), rows()
+    before, stream = fingerprint(pair), torch.get_rng_state()
+    check(routines.iwae(3), pair, x)
+    assert fingerprint(pair) == before and torch.equal(torch.get_rng_state(), stream)
+    assert all(module.training for module in pair.modules())
+    assert log_likelihood(pair, x, particles=3).kind == "lower bound"
+
+
+@pytest.mark.parametrize("name", PARTICLES_MEET)
+def test_particles_that_meet_are_refused_by_all_that_draws_them(name):
+    pair, x = Pair(Model(PARTICLES_MEET[name]), Guide()), rows()
+    for routine in (routines.iwae(3), routines.vimco(3), routines.reweighted_wake_sleep(3)):
+        with pytest.raises(PairError, match=r"site 'x' of the model .* mixes particles.*dim=-1"):
+            check(routine, pair, x)
+    check(routines.vae, pair, x)  # without particles dim 1 is the last
+    for figure in (
+        lambda: log_likelihood(pair, x, particles=3),
+        lambda: importance_weighted_sandwich(pair, x, 4, 3),
+        lambda: annealed_log_likelihood(pair, x, Annealing(4, 2)),
+        lambda: simulation_based_calibration(pair, x, n=16, draws=15),
+    ):
+        with pytest.raises(PairError, match=r"site 'x' of the model .* mixes particles"):
+            figure()
+    assert any("mixes particles" in refusal.why for refusal in evaluate(pair, x, quick=True).refusals)
+
+
+def test_values_that_are_enumerated_do_not_meet():
+    class Mixture(PyroModule):
+        def __init__(self, dim):
+            super().__init__()
+            self.centres, self.dim = nn.Parameter(torch.randn(3, WIDTH)), dim
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+                pyro.sample("x", dist.Normal(self.centres[z].softmax(self.dim), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+
+    phase = Phase(lambda draw: draw.log_p, Enumerate(), THETA)
+    check((phase,), Pair(Mixture(-1), guide), rows())
+    with pytest.raises(PairError, match="mixes particles"):
+        check((phase,), Pair(Mixture(1), guide), rows())
+
+
+@pytest.mark.parametrize("name", DATA_MEET)
+def test_data_that_meet_are_warned_of_and_have_no_likelihood_each(name):
+    pair, x = Pair(Model(), Guide(DATA_MEET[name])), rows()
+    with pytest.warns(UserWarning, match=r"site 'z' of the guide .* mixes data"):
+        check(routines.vae, pair, x)
+    with pytest.raises(Refused, match=r"site 'z' of the guide .* mixes data"):
+        log_likelihood(pair, x, particles=3)
+
+
+def test_data_that_meet_in_the_model_are_seen_too():
+    pair = Pair(Model(DATA_MEET["mean"]), Guide())
+    with pytest.warns(UserWarning, match=r"site 'x' of the model .* mixes data"):
+        check(routines.vae, pair, rows())
+
+
+def test_a_pair_of_one_datum_has_no_rows_that_could_meet():
+    class Global(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(mean * self.scale, 1.0), obs=x)
+
+    class Posterior(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            pyro.sample("mean", dist.Normal(self.loc + x.mean(), 1.0))
+
+    pair = Pair(Global(), Posterior(), batch_plate=None)
+    check(routines.iwae(3), pair, torch.randn(ROWS))

@@ -1,0 +1,154 @@
+"""Run the two programs once more, to see what no shape tells: whether dreams are of the model, and particles or data mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from unigen.engines.programs import Programs, in_evaluation_mode, taken
+from unigen.engines.sites import Site, base_of
+from unigen.pair import PairError
+
+__all__ = ["check_dreams", "check_particles", "mixed_rows"]
+
+PARTICLES = 2
+
+
+@torch.no_grad()
+def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
+    """Refuse a model whose dreams depend on the data that they stand in for: they are not of its joint density.
+
+    Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams other
+    rows than it is given, as an adversarial pair adds generated ones, is left out.
+    """
+    with _own_numbers(data):
+        dreamt = programs.dream(data)
+    same = {name: value for name, value in dreamt.items() if value.shape == data[name].shape}
+    with _own_numbers(data):
+        again = programs.dream({**data, **same}) if same else {}
+    for name, value in same.items():
+        if not _close(value, again[name]):
+            raise PairError(
+                f"what the model draws for '{name}' depends on the data, so it is no draw of p(z, x): a decoder is given the "
+                "true values (teacher forcing), or an argument is read where its sample statement's value is meant; give the "
+                "site a distribution that samples step by step, read what sample statements return, or use routines without "
+                "a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
+            )
+
+
+@torch.no_grad()
+def check_particles(programs: Programs, data: Mapping[str, Any]) -> None:
+    """Refuse a program in which particles meet: where one of two has another density beside the other than it has alone."""
+    shapes: dict[str, torch.Size] = {}
+    for which in ("guide", "model"):
+        shapes |= {name: site.value.shape for name, site in programs.run(which, data).items()}
+    for particle in range(PARTICLES):
+
+        def alone(name: str, tensor: Tensor, place: int, particle: int = particle) -> Tensor:
+            taken = tensor.select(place, particle)
+            return taken.reshape(shapes[name]) if name in shapes else taken
+
+        for which, name in _another_density(programs, data, data, "_particles", PARTICLES, alone):
+            raise PairError(
+                f"site '{name}' of the {which} has another density beside a second particle than alone, because the program "
+                "mixes particles, which stand before the data: softmax(dim=1), normalize() or a mean over dimension 0 do; count "
+                "dimensions from the end, as dim=-1"
+            )
+
+
+@torch.no_grad()
+def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
+    """Return a sentence on a program in which data meet: where half a batch has another density than beside the other half.
+
+    In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows.
+    """
+    rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+    if rows < 4 or not programs.layout(data).batched:
+        return None
+    half = slice(rows // 2, rows)
+
+    def alone(name: str, tensor: Tensor, place: int) -> Tensor:
+        return tensor.narrow(place, half.start, rows - half.start) if tensor.shape[place] == rows else tensor
+
+    for which, name in _another_density(
+        programs, data, taken(data, rows, half), str(programs.pair.batch_plate), None, alone
+    ):
+        return (
+            f"site '{name}' of the {which} has another density in half a batch than in the whole, because the program mixes "
+            "data: softmax(dim=0), nn.LSTM without batch_first=True or a mean over rows do; let each row depend on itself alone"
+        )
+    return None
+
+
+def _another_density(
+    programs: Programs,
+    data: Mapping[str, Any],
+    part: Mapping[str, Any],
+    frame: str,
+    particles: int | None,
+    alone: Callable[[str, Tensor, int], Tensor],
+) -> Iterator[tuple[str, str]]:
+    """Yield program and name of the sites whose density at the same values is another on a part of a batch than beside the rest.
+
+    Programs run in evaluation mode. One that draws numbers of its own cannot be told from one that mixes, and is left out;
+    so are point masses, and densities that own samples alone have.
+    """
+    values: dict[str, Tensor] = {}
+    with in_evaluation_mode(programs.pair), _own_numbers(data):
+        for which in ("guide", "model"):
+            beside = programs.run(which, data, values=values, particles=particles)
+            places = {name: _place(site, frame) for name, site in beside.items()}
+            values = {name: site.value for name, site in beside.items() if not site.observed}
+            own = dict(values)
+            for name, place in places.items():
+                if name in own and place is not None:
+                    own[name] = alone(name, own[name], place - len(beside[name].fn.event_shape))
+            try:
+                first, second = (programs.run(which, part, values=own) for _ in range(2))
+            except (ValueError, RuntimeError, LookupError):  # a program of one size of batch
+                return
+            for name in beside.keys() & first.keys():
+                densities = [_density(sites[name]) for sites in (first, second, beside)]
+                place = places[name]
+                if place is None or any(density is None for density in densities):
+                    continue
+                expected, again, found = (density for density in densities if density is not None)
+                if _close(expected, again) and not _close(alone("", found, place), expected):
+                    yield which, name
+
+
+def _place(site: Site, frame: str) -> int | None:
+    """Return the dimension of a site's density that is in a plate of this name."""
+    return next((own.dim for own in site.frames if own.name == frame), None)
+
+
+def _density(site: Site) -> Tensor | None:
+    """Return the log density of a site at its value, element by element; None where it says nothing."""
+    if site.weightless or isinstance(base_of(site.fn), Delta):
+        return None
+    try:
+        return scale_and_mask(site.fn.log_prob(site.value), site.scale, site.mask)
+    except (NotImplementedError, KeyError):
+        return None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Say whether numbers are the same but for rounding, under TensorFloat-32 and of half precision too."""
+    coarse = torch.get_autocast_dtype(one.device.type) if torch.is_autocast_enabled(one.device.type) else one.dtype
+    tolerance = max(2e-3, 16 * torch.finfo(coarse).eps) if one.is_floating_point() else 0.0
+    return torch.allclose(one, other.to(one.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@contextmanager
+def _own_numbers(data: Mapping[str, Any]) -> Iterator[None]:
+    """Start random streams anew, of processor and GPU alike, and put them back."""
+    devices = {value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        yield

@@ -342,7 +342,7 @@ def conditional(teacher=False):
     def model(x, y):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(y, 1.0))
-            pyro.sample("x", dist.Normal(z + x.roll(1) if teacher else z, 0.01), obs=x)
+            pyro.sample("x", dist.Normal(z + x if teacher else z, 0.01), obs=x)
 
     def guide(x, y):
         with pyro.plate("data", len(x)):

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_particles, mixed_rows
-from unigen.engines.programs import Programs
+from unigen.engines.programs import RAISED, Programs
 from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
@@ -41,8 +41,6 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
         with torch.random.fork_rng(devices=list(devices)):
             with _refusals(pair, data, "the pair"):
                 _check_sites(pair, data)
-                if mixed := mixed_rows(Programs(pair), data):
-                    warnings.warn(mixed, stacklevel=2)
             reached: set[int] = set()
             for number, phase in enumerate(routine, 1):
                 with _refusals(pair, data, f"phase {number} ({phase})", f"phase '{number} {phase}'"):
@@ -69,6 +67,8 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     f"parameter {name!r} of {group} gets no gradient in any phase; use it in the {_PROGRAM[group]}, remove it, "
                     "or freeze it by requires_grad_(False)"
                 )
+            if mixed := mixed_rows(Programs(pair), data):
+                warnings.warn(mixed, stacklevel=2)
     finally:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
@@ -114,7 +114,7 @@ def _refusals(pair: Pair, data: dict[str, Any], where: str, *notes: str) -> Iter
         raise
     except torch.OutOfMemoryError:
         raise  # the machine's limit, not the pair's
-    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+    except RAISED as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         own = next((parameter.dtype for parameter in pair.parameters()), None)
         for name, value in data.items():
@@ -229,7 +229,7 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
     expectations = list(phase.expectations())
     if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in expectations):
         check_dreams(Programs(pair), pair.bind(x))
-    if any(isinstance(each, Enumerate) or getattr(each, "particles", None) for each in expectations):
+    if any(isinstance(each, Enumerate) or (isinstance(each, Wake) and each.particles) for each in expectations):
         check_particles(Programs(pair), pair.bind(x))
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")

@@ -199,7 +199,7 @@ class Draw:
                 f"site '{site.name}' has batch shape {tuple(site.fn.batch_shape)}: neither per datum nor global; declare its "
                 f"own dimensions with .to_event({len(outside)})"
                 + f", or put the program's rows in pyro.plate('{self.pair.batch_plate}', len(x))"
-                * (not layout.batched)
+                * (not layout.batched and self.pair.batch_plate is not None)
             )
         summed = [d for d in range(-depth, 0) if d not in kept]
         return log_density.sum(summed) if summed else log_density

@@ -11,7 +11,7 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import Programs, in_evaluation_mode, taken
+from unigen.engines.programs import RAISED, Programs, in_evaluation_mode, taken
 from unigen.engines.sites import Site, base_of
 from unigen.pair import PairError
 
@@ -45,14 +45,10 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def check_particles(programs: Programs, data: Mapping[str, Any]) -> None:
     """Refuse a program in which particles meet: where one of two has another density beside the other than it has alone."""
-    shapes: dict[str, torch.Size] = {}
-    for which in ("guide", "model"):
-        shapes |= {name: site.value.shape for name, site in programs.run(which, data).items()}
     for particle in range(PARTICLES):
 
-        def alone(name: str, tensor: Tensor, place: int, particle: int = particle) -> Tensor:
-            taken = tensor.select(place, particle)
-            return taken.reshape(shapes[name]) if name in shapes else taken
+        def alone(tensor: Tensor, place: int, particle: int = particle) -> Tensor:
+            return tensor.select(place, particle)
 
         for which, name in _another_density(programs, data, data, "_particles", PARTICLES, alone):
             raise PairError(
@@ -66,14 +62,15 @@ def check_particles(programs: Programs, data: Mapping[str, Any]) -> None:
 def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     """Return a sentence on a program in which data meet: where half a batch has another density than beside the other half.
 
-    In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows.
+    In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows, and not
+    of adversarial pairs, whose discriminators may look at a batch.
     """
     rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
-    if rows < 4 or not programs.layout(data).batched:
+    if rows < 4 or programs.pair.likelihood == "none" or not programs.layout(data).batched:
         return None
     half = slice(rows // 2, rows)
 
-    def alone(name: str, tensor: Tensor, place: int) -> Tensor:
+    def alone(tensor: Tensor, place: int) -> Tensor:
         return tensor.narrow(place, half.start, rows - half.start) if tensor.shape[place] == rows else tensor
 
     for which, name in _another_density(
@@ -92,7 +89,7 @@ def _another_density(
     part: Mapping[str, Any],
     frame: str,
     particles: int | None,
-    alone: Callable[[str, Tensor, int], Tensor],
+    alone: Callable[[Tensor, int], Tensor],
 ) -> Iterator[tuple[str, str]]:
     """Yield program and name of the sites whose density at the same values is another on a part of a batch than beside the rest.
 
@@ -106,12 +103,13 @@ def _another_density(
             places = {name: _place(site, frame) for name, site in beside.items()}
             values = {name: site.value for name, site in beside.items() if not site.observed}
             own = dict(values)
-            for name, place in places.items():
-                if name in own and place is not None:
-                    own[name] = alone(name, own[name], place - len(beside[name].fn.event_shape))
             try:
+                for name, site in programs.run(which, part).items():
+                    place = places.get(name)
+                    if name in own and place is not None:
+                        own[name] = alone(own[name], place - len(beside[name].fn.event_shape)).reshape(site.value.shape)
                 first, second = (programs.run(which, part, values=own) for _ in range(2))
-            except (ValueError, RuntimeError, LookupError):  # a program of one size of batch
+            except RAISED:  # a program of one size of batch
                 return
             for name in beside.keys() & first.keys():
                 densities = [_density(sites[name]) for sites in (first, second, beside)]
@@ -119,7 +117,7 @@ def _another_density(
                 if place is None or any(density is None for density in densities):
                     continue
                 expected, again, found = (density for density in densities if density is not None)
-                if _close(expected, again) and not _close(alone("", found, place), expected):
+                if _close(expected, again) and not _close(alone(found, place), expected):
                     yield which, name
 
 
@@ -139,9 +137,11 @@ def _density(site: Site) -> Tensor | None:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Say whether numbers are the same but for rounding, under TensorFloat-32 and of half precision too."""
+    """Say whether numbers are the same but for rounding, of half precision and of TensorFloat-32 on a GPU too."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
     coarse = torch.get_autocast_dtype(one.device.type) if torch.is_autocast_enabled(one.device.type) else one.dtype
-    tolerance = max(2e-3, 16 * torch.finfo(coarse).eps) if one.is_floating_point() else 0.0
+    tolerance = max(1e-6, min(1e3 * torch.finfo(coarse).eps, 0.1), 4e-3 * one.is_cuda)
     return torch.allclose(one, other.to(one.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 

@@ -17,9 +17,11 @@ from torch.overrides import TorchFunctionMode
 from unigen.engines.sites import Record, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 
-__all__ = ["Layout", "Programs", "enumerate_sites", "in_evaluation_mode", "swapped", "taken", "unreached"]
+__all__ = ["RAISED", "Layout", "Programs", "enumerate_sites", "in_evaluation_mode", "swapped", "taken", "unreached"]
 
 MOST_JOINT_VALUES = 2**16
+# what a program of a user's raises for its own mistakes
+RAISED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 
 @contextmanager

@@ -169,3 +169,23 @@ def test_a_pair_of_one_datum_has_no_rows_that_could_meet():
 
     pair = Pair(Global(), Posterior(), batch_plate=None)
     check(routines.iwae(3), pair, torch.randn(ROWS))
+
+
+def test_rows_that_are_times_are_no_data():
+    """A batch of sequences with time first: half of its rows is half of each sequence."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, len(x)]).to_event(1), obs=x.T)
+
+    class OverTime(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            with pyro.plate("data", x.shape[1]):
+                pyro.sample("z", dist.Normal(self.scale * x.sum(0), 1.0))
+
+    check(routines.iwae(3), Pair(model, OverTime()), torch.randn(8, ROWS))

@@ -29,7 +29,7 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
     """
     with _own_numbers(data):
         dreamt = programs.dream(data)
-    same = {name: value for name, value in dreamt.items() if value.shape == data[name].shape}
+    same = {name: value for name, value in dreamt.items() if value.shape == getattr(data[name], "shape", None)}
     with _own_numbers(data):
         again = programs.dream({**data, **same}) if same else {}
     for name, value in same.items():
@@ -50,7 +50,7 @@ def check_particles(programs: Programs, data: Mapping[str, Any]) -> None:
         def alone(tensor: Tensor, place: int, particle: int = particle) -> Tensor:
             return tensor.select(place, particle)
 
-        for which, name in _another_density(programs, data, data, "_particles", PARTICLES, alone):
+        for which, name in _another_density(programs, data, data, ("_particles", PARTICLES), PARTICLES, alone):
             raise PairError(
                 f"site '{name}' of the {which} has another density beside a second particle than alone, because the program "
                 "mixes particles, which stand before the data: softmax(dim=1), normalize() or a mean over dimension 0 do; count "
@@ -71,11 +71,10 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     half = slice(rows // 2, rows)
 
     def alone(tensor: Tensor, place: int) -> Tensor:
-        return tensor.narrow(place, half.start, rows - half.start) if tensor.shape[place] == rows else tensor
+        return tensor.narrow(place, half.start, rows - half.start)
 
-    for which, name in _another_density(
-        programs, data, taken(data, rows, half), str(programs.pair.batch_plate), None, alone
-    ):
+    frame = str(programs.pair.batch_plate), rows
+    for which, name in _another_density(programs, data, taken(data, rows, half), frame, None, alone):
         return (
             f"site '{name}' of the {which} has another density in half a batch than in the whole, because the program mixes "
             "data: softmax(dim=0), nn.LSTM without batch_first=True or a mean over rows do; let each row depend on itself alone"
@@ -87,14 +86,15 @@ def _another_density(
     programs: Programs,
     data: Mapping[str, Any],
     part: Mapping[str, Any],
-    frame: str,
+    frame: tuple[str, int],
     particles: int | None,
     alone: Callable[[Tensor, int], Tensor],
 ) -> Iterator[tuple[str, str]]:
     """Yield program and name of the sites whose density at the same values is another on a part of a batch than beside the rest.
 
-    Programs run in evaluation mode. One that draws numbers of its own cannot be told from one that mixes, and is left out;
-    so are point masses, and densities that own samples alone have.
+    frame: name and size of the plate whose dimension ``alone`` takes the part from. Programs run in evaluation mode. One that
+    draws numbers of its own cannot be told from one that mixes, and is left out; so are point masses, and densities that own
+    samples alone have.
     """
     values: dict[str, Tensor] = {}
     with in_evaluation_mode(programs.pair), _own_numbers(data):
@@ -121,9 +121,9 @@ def _another_density(
                     yield which, name
 
 
-def _place(site: Site, frame: str) -> int | None:
-    """Return the dimension of a site's density that is in a plate of this name."""
-    return next((own.dim for own in site.frames if own.name == frame), None)
+def _place(site: Site, frame: tuple[str, int]) -> int | None:
+    """Return the dimension of a site's density that is in a plate of this name and size."""
+    return next((own.dim for own in site.frames if (own.name, own.size) == frame), None)
 
 
 def _density(site: Site) -> Tensor | None:

@@ -9,10 +9,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from gaussians import ExactGuide, Line
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair, PairError
 from unigen.evaluate import (
+    Protocol,
     annealed_log_likelihood,
     bidirectional_monte_carlo,
     evaluate,
@@ -334,6 +337,29 @@ def test_a_global_latent_is_refused_by_every_likelihood_and_the_rest_is_found(x)
             figure(pair, x)
     refusals = evaluate(pair, x, quick=True).refusals
     assert any("site 'shift' is global" in refusal.why for refusal in refusals), refusals
+
+
+def test_a_guide_of_so_many_data_is_examined_on_all_of_them_at_once():
+    """An autoguide has a parameter for each datum: no piece of the data, and none that are simulated, are its own."""
+    x = torch.randn(150, 3)
+
+    class Model(PyroModule):
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x)
+
+    model = Model()
+    guide = AutoNormal(model, init_scale=0.5)  # the posterior's: 1 / 4 of variance
+    guide(x)
+    with torch.no_grad():
+        guide.locs.z.copy_(x.sum(-1) / 4)
+    pair = Pair(model, guide)
+    exact = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x)
+    assert (log_likelihood(pair, x, particles=2).per_datum - exact).abs().max() < 1e-4
+    whys = {refusal.name: refusal.why for refusal in evaluate(pair, x, Protocol(particles=50)).refusals}
+    for name, rows in (("bounds on simulated data", 50), ("calibration", 500)):
+        assert f"cannot run on {rows} rows of data and the guide's values" in whys[name], whys
 
 
 def conditional(teacher=False):

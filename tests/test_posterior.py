@@ -18,6 +18,7 @@ from unigen.evaluate.likelihood import importance_weighted_curve, log_importance
 from unigen.evaluate.pareto import k_hat_figures, pareto_k_hat
 from unigen.evaluate.posterior import active_units, against_reference, guide_draws, posterior_gap
 from unigen.pairs import flow, sigmoid_belief
+from unigen.reference import Posterior
 
 
 @pytest.fixture
@@ -146,6 +147,26 @@ def test_reference_draws_show_what_is_wrong(seed):
         against_reference({"w": true["w"]}, true)
     with pytest.raises(ValueError, match="coordinates"):
         against_reference({"w": true["w"][:, :1], "s": true["s"]}, true)
+
+
+def test_chains_count_by_their_effective_size_and_those_that_disagree_are_labelled(seed):
+    chains = {"w": torch.randn(4, 500, 2), "twice": torch.randn(4, 500)}  # a deterministic site is not the guide's
+
+    def posterior(ess, rhat=1.0, diverged=False):
+        ones = {name: torch.ones(value.shape[2:]) for name, value in chains.items()}
+        diverging = torch.full((4, 500), diverged)
+        sizes = {name: ess * value for name, value in ones.items()}
+        return Posterior("nuts", chains, {name: rhat * value for name, value in ones.items()}, sizes, sizes, diverging)
+
+    draws = {"w": torch.randn(3000, 2)}
+    independent = against_reference(draws, {"w": chains["w"].flatten(0, 1)})["w"]
+    full, few = (against_reference(draws, posterior(ess))["w"] for ess in (2000.0, 20.0))
+    for one, other, fewer in zip(independent, full, few, strict=True):
+        assert one.value == other.value == fewer.value and one.standard_error == other.standard_error
+        assert not fewer.warning
+    assert few[0].standard_error == pytest.approx(math.sqrt(1 / 3000 + 1 / 20), rel=0.01)  # both are standard normal
+    for wrong in (posterior(2000.0, rhat=1.2), posterior(2000.0, diverged=True)):
+        assert all("unreliable" in figure.warning for figure in against_reference(draws, wrong)["w"])
 
 
 def test_guide_draws_repeat_and_leave_the_stream_alone():

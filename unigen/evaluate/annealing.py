@@ -25,7 +25,7 @@ from unigen.engines.probes import check_dreams
 from unigen.engines.programs import Programs
 from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import LatentSpace, device_of, frozen, pieces_of, recycled
+from unigen.evaluate.latents import LatentSpace, check_runs, device_of, frozen, pieces_of, recycled
 from unigen.names import nearest
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
@@ -332,9 +332,10 @@ def simulate(pair: Pair, data: dict[str, Any], first: int, rows: int) -> tuple[d
         with torch.no_grad():
             check_dreams(Programs(pair), data)
             sites = Programs(pair).run("model", data, dream=True, detach=True)
+        simulated = {name: sites[name].value if name in sites else value for name, value in data.items()}
+        check_runs(pair, simulated)
     except PairError as error:
         raise Refused(f"data cannot be simulated: {error}") from None
-    simulated = {name: sites[name].value if name in sites else value for name, value in data.items()}
     return {site.name: site.value for site in sites.values() if not site.observed}, simulated
 
 

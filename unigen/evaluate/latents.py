@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw, check_local
 from unigen.engines.probes import check_particles, mixed_rows
-from unigen.engines.programs import Programs, swapped, taken
+from unigen.engines.programs import RAISED, Programs, swapped, taken
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Refused
@@ -24,7 +24,17 @@ from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 from unigen.streams import isolated
 
-__all__ = ["LatentSpace", "check_densities", "columns_of", "device_of", "frozen", "pieces_of", "recycled", "rows_of"]
+__all__ = [
+    "LatentSpace",
+    "check_densities",
+    "check_runs",
+    "columns_of",
+    "device_of",
+    "frozen",
+    "pieces_of",
+    "recycled",
+    "rows_of",
+]
 
 
 @contextlib.contextmanager
@@ -48,11 +58,38 @@ def rows_of(pair: Pair, data: Mapping[str, Any]) -> int:
 
 
 def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
-    """Cut a batch into pieces of at most ``rows`` data; a tensor without one row a datum goes whole into each."""
+    """Cut a batch into pieces of at most ``rows`` data; a tensor without one row a datum goes whole into each.
+
+    Programs that run on the whole alone, as an autoguide that has a parameter for each datum, get it in one piece.
+    """
     total = rows_of(pair, data)
     if total <= rows:
         return [dict(data)]
-    return [taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
+    pieces = [taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
+    try:
+        check_runs(pair, pieces[0])
+    except PairError:
+        return [dict(data)]
+    return pieces
+
+
+@torch.no_grad()
+def check_runs(pair: Pair, data: dict[str, Any]) -> dict[str, dict[str, Site]]:
+    """Return the sites of the guide on these data, and of the model at its values; ``PairError`` where they cannot run."""
+    found: dict[str, dict[str, Site]] = {}
+    programs = Programs(pair)
+    for which in ("guide", "model"):
+        try:
+            with isolated(0, device_of(data)):
+                values = {name: site.value for name, site in found.get("guide", {}).items() if site.latent}
+                found[which] = programs.run(which, data, values=values)
+        except PairError:
+            raise
+        except RAISED as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            what = f"{rows_of(pair, data)} rows of data" + " and the guide's values" * (which == "model")
+            raise PairError(f"the {which} cannot run on {what}: {reason}") from error
+    return found
 
 
 def columns_of(site: Site, batch_plate: str | None, value: Tensor | None = None) -> Tensor:
@@ -81,10 +118,8 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> None:
     """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum and particle."""
     some = pieces_of(pair, data, 100)[0]
     programs = Programs(pair)
-    for which in ("model", "guide"):
-        with isolated(0, device_of(data)), torch.no_grad():
-            sites = programs.run(which, some).values()
-        for site in sites:
+    for which, sites in check_runs(pair, some).items():
+        for site in sites.values():
             if site.weightless:
                 continue
             if programs.layout(some).batched:

@@ -7,7 +7,7 @@ With a lower bound in the place of log p(x) the difference bounds the divergence
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from unigen.evaluate.figure import Figure, Refused, mean_figure
 from unigen.evaluate.latents import columns_of, device_of, pieces_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
+from unigen.reference import Posterior
 from unigen.streams import isolated
 
 __all__ = [
@@ -112,15 +113,26 @@ def guide_draws(pair: Pair, x: Any, draws: int = 1000, seed: int = 0) -> dict[st
         return {name: site.value for name, site in sites.items() if site.latent}
 
 
-def against_reference(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, tuple[Figure, ...]]:
+def against_reference(
+    draws: Mapping[str, Tensor], reference: Posterior | Mapping[str, Tensor]
+) -> dict[str, tuple[Figure, ...]]:
     """Compare draws of a guide with reference draws of the posterior, such as a long Markov chain's, site by site.
 
-    draws: (S, ...) by site, as ``guide_draws`` gives them. reference: (R, ...) by site, with the same sites and shapes.
-    Returns for each site, over its coordinates: the largest error of the mean in reference standard deviations, the ratio
-    of standard deviations that is farthest from 1, and the largest Wasserstein-1 distance between the draws of a
-    coordinate, in reference standard deviations. Standard errors are those of independent draws, of the coordinate named.
-    ValueError where sites or shapes differ.
+    draws: (S, ...) by site, as ``guide_draws`` gives them. reference: what ``unigen.reference.sample`` returns, whose other
+    sites are left out and whose draws count by their effective sample size; or independent draws (R, ...) by site, of the same
+    sites and shapes. Returns for each site, over its coordinates: the largest error of the mean in reference standard
+    deviations, the ratio of standard deviations that is farthest from 1, and the largest Wasserstein-1 distance between the
+    draws of a coordinate, in reference standard deviations. Standard errors are of the coordinate named; figures against
+    chains that disagree (R-hat over 1.01) or diverged are labelled unreliable. ValueError where sites or shapes differ.
     """
+    effective: dict[str, Tensor] = {}
+    warning = ""
+    if isinstance(reference, Posterior):
+        effective = {name: ess.reshape(-1) for name, ess in reference.ess.items()}
+        worst = max(float(rhat.nan_to_num().max()) for rhat in reference.rhat.values())
+        if worst > 1.01 or reference.divergences:
+            warning = f"unreliable: R-hat {worst:.3f}, {reference.divergences} divergences of the reference"
+        reference = {name: value.flatten(0, 1) for name, value in reference.draws.items() if name in draws}
     missing = set(reference) ^ set(draws)
     if missing:
         raise ValueError(
@@ -136,16 +148,18 @@ def against_reference(draws: Mapping[str, Tensor], reference: Mapping[str, Tenso
             )
         if min(len(mine), len(theirs)) < 2:
             raise ValueError(f"site '{name}' has fewer than two draws on one side; give more")
-        found[name] = _site_against_reference(name, mine, theirs)
+        size = effective.get(name, torch.full((1,), float(len(theirs)))).to(theirs)
+        figures = _site_against_reference(name, mine, theirs, size)
+        found[name] = tuple(dataclasses.replace(figure, warning=warning) for figure in figures)
     return found
 
 
-def _site_against_reference(name: str, mine: Tensor, theirs: Tensor) -> tuple[Figure, ...]:
+def _site_against_reference(name: str, mine: Tensor, theirs: Tensor, size: Tensor) -> tuple[Figure, ...]:
     n, scale = len(mine), theirs.std(0).clamp_min(torch.finfo(theirs.dtype).tiny)
     ratio = mine.std(0) / scale
     shift = (mine.mean(0) - theirs.mean(0)).abs() / scale
-    shift_error = (ratio.square() / n + 1 / len(theirs)).sqrt()
-    ratio_error = ratio * math.sqrt(1 / (2 * (n - 1)) + 1 / (2 * (len(theirs) - 1)))
+    shift_error = (ratio.square() / n + 1 / size).sqrt()
+    ratio_error = ratio * (1 / (2 * (n - 1)) + 1 / (2 * (size - 1))).sqrt()
     grid = (torch.arange(200, dtype=mine.dtype, device=mine.device) + 0.5) / 200
     distance = (torch.quantile(mine, grid, 0) - torch.quantile(theirs, grid, 0)).abs().mean(0) / scale
     how = f"{n} draws against {len(theirs)} reference draws"

@@ -189,3 +189,23 @@ def test_rows_that_are_times_are_no_data():
                 pyro.sample("z", dist.Normal(self.scale * x.sum(0), 1.0))
 
     check(routines.iwae(3), Pair(model, OverTime()), torch.randn(8, ROWS))
+
+
+def test_a_number_beside_the_data_goes_whole():
+    def model(x, precision):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, precision**-0.5).to_event(1), obs=x)
+
+    class Conditional(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x, precision):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.linear(x), precision**-0.5).to_event(1))
+
+    pair, data = Pair(model, Conditional()), (torch.randn(1200, 2), torch.tensor(4.0))
+    check(routines.iwae(3), pair, data)
+    assert log_likelihood(pair, data, particles=3).n == 1200

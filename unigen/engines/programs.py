@@ -150,7 +150,7 @@ def in_evaluation_mode(pair: Pair) -> Iterator[None]:
 def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:
     """Return some rows of a batch of ``total``; what has not one row a datum goes whole."""
     return {
-        name: value[index] if isinstance(value, Tensor) and len(value) == total else value
+        name: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == total else value
         for name, value in data.items()
     }
 

@@ -20,6 +20,7 @@ from unigen.evaluate import (
     simulation_based_calibration,
 )
 from unigen.evaluate.figure import Refused
+from unigen.evaluate.likelihood import enumerated_log_likelihood
 from unigen.networks import fingerprint
 from unigen.phases import THETA, Enumerate, Phase
 
@@ -209,3 +210,86 @@ def test_a_number_beside_the_data_goes_whole():
     pair, data = Pair(model, Conditional()), (torch.randn(1200, 2), torch.tensor(4.0))
     check(routines.iwae(3), pair, data)
     assert log_likelihood(pair, data, particles=3).n == 1200
+
+
+class Sequences(PyroModule):
+    """z_t ~ N(0, 1), x_t ~ N(z_t, 1) for t < length, and padding; with ``reads_padding``, x_t ~ N(z_t + sum of all z, 1)."""
+
+    def __init__(self, reads_padding=False, masks="both"):
+        super().__init__()
+        self.reads_padding, self.masks = reads_padding, masks
+
+    def kept(self, x, length, which):
+        shape = torch.arange(x.shape[1]) < length[:, None]
+        return shape if self.masks in ("both", which) else torch.ones_like(shape)
+
+    def forward(self, x, length):
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=self.kept(x, length, "model").T), pyro.plate("times", x.shape[1], dim=-2):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            loc = z + z.sum(-2, keepdim=True) if self.reads_padding else z
+            kept = (torch.arange(x.shape[1]) < length[:, None]).T
+            with pyro.poutine.mask(mask=kept), pyro.plate("times_", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x.T)
+
+    def guide(self, x, length):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=self.kept(x, length, "guide").T):
+            with pyro.plate("times", x.shape[1], dim=-2):
+                pyro.sample("z", dist.Normal(x.T / 2, 0.5**0.5))
+
+
+def padded():
+    return torch.randn(6, 5), torch.tensor([5, 3, 1, 2, 5, 4])
+
+
+def test_padding_that_nothing_reads_is_left_out():
+    sequences = Sequences()
+    x, length = padded()
+    found = log_likelihood(Pair(sequences, sequences.guide), (x, length), particles=2).per_datum
+    kept = torch.arange(5) < length[:, None]
+    exact = (dist.Normal(0.0, 2**0.5).log_prob(x) * kept).sum(-1)  # the guide is the posterior: every weight is p(x)
+    assert (found - exact).abs().max() < 1e-4
+
+
+def test_masked_latents_that_are_read_have_no_likelihood():
+    sequences = Sequences(reads_padding=True)
+    pair = Pair(sequences, sequences.guide)
+    for figure in (log_likelihood, lambda pair, x: annealed_log_likelihood(pair, x, Annealing(4, 2))):
+        with pytest.raises(PairError, match=r"site 'x' of the model reads elements of 'z' that a mask takes out"):
+            figure(pair, padded())
+
+
+@pytest.mark.parametrize("which", ["model", "guide"])
+def test_a_mask_on_one_program_alone_is_refused(which):
+    sequences = Sequences(masks=which)
+    with pytest.raises(PairError, match="site 'z' is masked otherwise in the guide than in the model"):
+        log_likelihood(Pair(sequences, sequences.guide), padded(), particles=2)
+
+
+def test_masked_values_are_not_enumerated():
+    class Bits(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, kept):
+            with pyro.plate("data", len(x)), pyro.poutine.mask(mask=kept.T), pyro.plate("times", 3, dim=-2):
+                z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+                pyro.sample("x", dist.Normal(self.loc * z, 1.0), obs=x.T)
+
+    def guide(x, kept):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=kept.T), pyro.plate("times", 3, dim=-2):
+            pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+
+    pair, x = Pair(Bits(), guide), torch.randn(4, 3)
+    phase = Phase(lambda draw: draw.log_p, Enumerate(), THETA)
+    kept = torch.ones(4, 3, dtype=torch.bool)
+    check((phase,), pair, (x, kept))
+    bits = torch.tensor([0.7, 0.3]).log(), torch.stack([x, x - 2])
+    exact = torch.logsumexp(bits[0][:, None, None] + dist.Normal(0.0, 1.0).log_prob(bits[1]), 0).sum(-1)
+    assert (enumerated_log_likelihood(pair, (x, kept)).per_datum - exact).abs().max() < 1e-5
+    kept = torch.arange(3) < torch.tensor([3, 1, 2, 3])[:, None]
+    with pytest.raises(PairError, match="site 'z' of the guide is masked in part"):
+        check((phase,), pair, (x, kept))
+    with pytest.raises(Refused, match="site 'z' of the guide is masked in part"):
+        enumerated_log_likelihood(pair, (x, kept))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
-from unigen.engines.probes import check_dreams, check_particles, mixed_rows
+from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
 from unigen.engines.programs import RAISED, Programs
 from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
@@ -227,6 +227,8 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
         )
     reached = _gradients(phase, pair, x)
     expectations = list(phase.expectations())
+    if any(isinstance(each, Enumerate) for each in expectations):
+        check_enumerable(Programs(pair), pair.bind(x))
     if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in expectations):
         check_dreams(Programs(pair), pair.bind(x))
     if any(isinstance(each, Enumerate) or (isinstance(each, Wake) and each.particles) for each in expectations):

@@ -15,7 +15,7 @@ from unigen.engines.programs import RAISED, Programs, in_evaluation_mode, taken
 from unigen.engines.sites import Site, base_of
 from unigen.pair import PairError
 
-__all__ = ["check_dreams", "check_particles", "mixed_rows"]
+__all__ = ["check_dreams", "check_enumerable", "check_masks", "check_particles", "mixed_rows"]
 
 PARTICLES = 2
 
@@ -80,6 +80,65 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
             "data: softmax(dim=0), nn.LSTM without batch_first=True or a mean over rows do; let each row depend on itself alone"
         )
     return None
+
+
+@torch.no_grad()
+def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
+    """Refuse latents that a mask takes out of one of the two densities alone, or out of both while the model still reads them.
+
+    Padding, which both programs mask and nothing reads, leaves p(z, x) / q(z|x) a ratio of densities of what is left.
+    """
+    with in_evaluation_mode(programs.pair), _own_numbers(data):
+        guide, drawn = programs.run("guide", data), programs.run("model", data)
+        model = programs.run("model", data, values={name: site.value for name, site in guide.items() if site.latent})
+        values = {name: site.value for name, site in model.items() if site.latent}
+        same = programs.run("model", data, values=values)
+        masks = {name: _mask(site) for name, site in model.items() if site.latent}
+        if all(bool(_mask(site).all()) for site in [*guide.values(), *model.values()] if site.latent):
+            return
+        for name, mask in masks.items():
+            if name in guide and not torch.equal(*torch.broadcast_tensors(mask, _mask(guide[name]))):
+                raise PairError(
+                    f"site '{name}' is masked otherwise in the guide than in the model, so that some of its elements count in one "
+                    "density alone; put both sample statements under the same mask"
+                )
+        for name, mask in masks.items():
+            event = mask.reshape(*mask.shape, *[1] * len(model[name].fn.event_shape))
+            values[name] = torch.where(event, values[name], drawn[name].value)
+        again = programs.run("model", data, values=values)
+        for name in model.keys() & again.keys():
+            densities = [_density(sites[name]) for sites in (model, same, again)]
+            if any(density is None for density in densities):
+                continue
+            expected, repeated, found = (density for density in densities if density is not None)
+            if _close(expected, repeated) and not _close(expected, found):
+                masked = ", ".join(f"'{latent}'" for latent, mask in masks.items() if not bool(mask.all()))
+                raise PairError(
+                    f"site '{name}' of the model reads elements of {masked} that a mask takes out of their density, so that "
+                    "p(z, x) is no density and has no log p(x); mask what reads them too, or leave them unmasked"
+                )
+
+
+@torch.no_grad()
+def check_enumerable(programs: Programs, data: Mapping[str, Any]) -> None:
+    """Refuse latents that are masked in part: a sum over their values counts each value of a masked element anew."""
+    with _own_numbers(data):
+        for which in ("guide", "model"):
+            for name, site in programs.run(which, data).items():
+                if site.latent and not bool(_mask(site).all()):
+                    raise PairError(
+                        f"site '{name}' of the {which} is masked in part, and a sum over its values would count masked elements "
+                        "too; leave them out of the site, or take samples (nvil, vimco, reweighted_wake_sleep)"
+                    )
+
+
+def _mask(site: Site) -> Tensor:
+    """Return which elements of a site its density counts."""
+    counts = torch.ones(site.fn.batch_shape, dtype=torch.bool, device=site.value.device)
+    for mask in (site.mask, getattr(site.fn, "_mask", None)):
+        if mask is not None:
+            counts = counts & torch.as_tensor(mask, device=counts.device)
+    return counts
 
 
 def _another_density(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw, check_local
-from unigen.engines.probes import check_particles, mixed_rows
+from unigen.engines.probes import check_masks, check_particles, mixed_rows
 from unigen.engines.programs import RAISED, Programs, swapped, taken
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, family_of
@@ -131,6 +131,7 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> None:
                     "poutine.scale or a subsampled plate, so the joint density is not that of a distribution and has no "
                     "log p(x); evaluate with a scale of 1"
                 )
+    check_masks(programs, some)
     check_particles(programs, some)
     if mixed := mixed_rows(programs, some):
         raise Refused(mixed)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
+from unigen.engines.probes import check_enumerable
 from unigen.engines.programs import Programs, enumerate_sites
 from unigen.engines.sites import Site, base_of, check_auxiliary
 from unigen.evaluate.annealing import simulate
@@ -195,6 +196,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     try:
         with isolated(0, device_of(data)), evaluating(pair):
             check_densities(pair, data)
+            check_enumerable(Programs(pair), data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")

@@ -53,8 +53,9 @@ def log_likelihood(pair: Pair, x: Any, particles: int = 500, seed: int = 0) -> F
 
     x: the data, as ``pair.bind`` takes them. Exact by change of variables, by enumeration or by an enumerable partition
     function where ``pair.likelihood`` is ``"exact"``; the importance-weighted bound with K = ``particles`` samples of the
-    guide (Burda et al. 2016) where it is ``"bound"``; ``Refused`` where it is ``"none"``, and where a density is scaled, as to
-    anneal a KL term. Random streams are left as they are.
+    guide (Burda et al. 2016) where it is ``"bound"``. ``Refused`` where it is ``"none"``; ``Refused`` or ``PairError`` where the
+    programs have no density a datum: one that is scaled, as to anneal a KL term, or masked in one program alone, a guide that
+    is a point, particles or data that mix. Random streams are left as they are.
     """
     if pair.likelihood == "none":
         raise Refused(

@@ -293,3 +293,14 @@ def test_masked_values_are_not_enumerated():
         check((phase,), pair, (x, kept))
     with pytest.raises(Refused, match="site 'z' of the guide is masked in part"):
         enumerated_log_likelihood(pair, (x, kept))
+
+
+def test_statistics_of_batch_norm_stay_where_the_data_come_in_pieces(monkeypatch):
+    monkeypatch.setattr("unigen.evaluate.annealing.MOST_CHAINS_AT_ONCE", 100)
+    pair, x = Pair(Model(), Guide(ALONE["batch norm"])), torch.randn(150, WIDTH)
+    check(routines.iwae(3), pair, x)
+    before = fingerprint(pair)
+    log_likelihood(pair, x, particles=3)
+    annealed_log_likelihood(pair, x, Annealing(4, 2))
+    importance_weighted_sandwich(pair, x, 4, 3)
+    assert fingerprint(pair) == before and all(module.training for module in pair.modules())

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
-from unigen.engines.programs import RAISED, Programs
+from unigen.engines.programs import RAISED, Programs, reason_of
 from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
@@ -115,7 +115,7 @@ def _refusals(pair: Pair, data: dict[str, Any], where: str, *notes: str) -> Iter
     except torch.OutOfMemoryError:
         raise  # the machine's limit, not the pair's
     except RAISED as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         own = next((parameter.dtype for parameter in pair.parameters()), None)
         for name, value in data.items():
             if own is not None and isinstance(value, Tensor) and value.dtype != own:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import RAISED, Programs, in_evaluation_mode, taken
+from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
 from unigen.engines.sites import Site, base_of
 from unigen.pair import PairError
+from unigen.streams import isolated
 
 __all__ = ["check_dreams", "check_enumerable", "check_masks", "check_particles", "mixed_rows"]
 
@@ -27,10 +28,10 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
     Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams other
     rows than it is given, as an adversarial pair adds generated ones, is left out.
     """
-    with _own_numbers(data):
+    with isolated(0, device_of(data)):
         dreamt = programs.dream(data)
     same = {name: value for name, value in dreamt.items() if value.shape == getattr(data[name], "shape", None)}
-    with _own_numbers(data):
+    with isolated(0, device_of(data)):
         again = programs.dream({**data, **same}) if same else {}
     for name, value in same.items():
         if not _close(value, again[name]):
@@ -45,17 +46,13 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def check_particles(programs: Programs, data: Mapping[str, Any]) -> None:
     """Refuse a program in which particles meet: where one of two has another density beside the other than it has alone."""
-    for particle in range(PARTICLES):
-
-        def alone(tensor: Tensor, place: int, particle: int = particle) -> Tensor:
-            return tensor.select(place, particle)
-
-        for which, name in _another_density(programs, data, data, ("_particles", PARTICLES), PARTICLES, alone):
-            raise PairError(
-                f"site '{name}' of the {which} has another density beside a second particle than alone, because the program "
-                "mixes particles, which stand before the data: softmax(dim=1), normalize() or a mean over dimension 0 do; count "
-                "dimensions from the end, as dim=-1"
-            )
+    parts = [partial(torch.select, index=particle) for particle in range(PARTICLES)]
+    for which, name in _another_density(programs, data, data, ("_particles", PARTICLES), PARTICLES, parts):
+        raise PairError(
+            f"site '{name}' of the {which} has another density beside a second particle than alone, because the program "
+            "mixes particles, which stand before the data: softmax(dim=1), normalize() or a mean over dimension 0 do; count "
+            "dimensions from the end, as dim=-1"
+        )
 
 
 @torch.no_grad()
@@ -68,13 +65,10 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
     if rows < 4 or programs.pair.likelihood == "none" or not programs.layout(data).batched:
         return None
-    half = slice(rows // 2, rows)
-
-    def alone(tensor: Tensor, place: int) -> Tensor:
-        return tensor.narrow(place, half.start, rows - half.start)
-
-    frame = str(programs.pair.batch_plate), rows
-    for which, name in _another_density(programs, data, taken(data, rows, half), frame, None, alone):
+    start = rows // 2
+    part = taken(data, rows, slice(start, rows))
+    parts = [partial(torch.narrow, start=start, length=rows - start)]
+    for which, name in _another_density(programs, data, part, (str(programs.pair.batch_plate), rows), None, parts):
         return (
             f"site '{name}' of the {which} has another density in half a batch than in the whole, because the program mixes "
             "data: softmax(dim=0), nn.LSTM without batch_first=True or a mean over rows do; let each row depend on itself alone"
@@ -88,11 +82,9 @@ def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
 
     Padding, which both programs mask and nothing reads, leaves p(z, x) / q(z|x) a ratio of densities of what is left.
     """
-    with in_evaluation_mode(programs.pair), _own_numbers(data):
-        guide, drawn = programs.run("guide", data), programs.run("model", data)
+    with in_evaluation_mode(programs.pair), isolated(0, device_of(data)):
+        guide = programs.run("guide", data)
         model = programs.run("model", data, values={name: site.value for name, site in guide.items() if site.latent})
-        values = {name: site.value for name, site in model.items() if site.latent}
-        same = programs.run("model", data, values=values)
         masks = {name: _mask(site) for name, site in model.items() if site.latent}
         if all(bool(_mask(site).all()) for site in [*guide.values(), *model.values()] if site.latent):
             return
@@ -102,16 +94,15 @@ def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
                     f"site '{name}' is masked otherwise in the guide than in the model, so that some of its elements count in one "
                     "density alone; put both sample statements under the same mask"
                 )
+        drawn = programs.run("model", data)
+        values = {name: site.value for name, site in model.items() if site.latent}
+        same = programs.run("model", data, values=values)
         for name, mask in masks.items():
             event = mask.reshape(*mask.shape, *[1] * len(model[name].fn.event_shape))
             values[name] = torch.where(event, values[name], drawn[name].value)
         again = programs.run("model", data, values=values)
         for name in model.keys() & again.keys():
-            densities = [_density(sites[name]) for sites in (model, same, again)]
-            if any(density is None for density in densities):
-                continue
-            expected, repeated, found = (density for density in densities if density is not None)
-            if _close(expected, repeated) and not _close(expected, found):
+            if _differs(again[name], model[name], same[name]):
                 masked = ", ".join(f"'{latent}'" for latent, mask in masks.items() if not bool(mask.all()))
                 raise PairError(
                     f"site '{name}' of the model reads elements of {masked} that a mask takes out of their density, so that "
@@ -122,7 +113,7 @@ def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def check_enumerable(programs: Programs, data: Mapping[str, Any]) -> None:
     """Refuse latents that are masked in part: a sum over their values counts each value of a masked element anew."""
-    with _own_numbers(data):
+    with isolated(0, device_of(data)):
         for which in ("guide", "model"):
             for name, site in programs.run(which, data).items():
                 if site.latent and not bool(_mask(site).all()):
@@ -147,37 +138,48 @@ def _another_density(
     part: Mapping[str, Any],
     frame: tuple[str, int],
     particles: int | None,
-    alone: Callable[[Tensor, int], Tensor],
+    parts: Sequence[Callable[..., Tensor]],
 ) -> Iterator[tuple[str, str]]:
     """Yield program and name of the sites whose density at the same values is another on a part of a batch than beside the rest.
 
-    frame: name and size of the plate whose dimension ``alone`` takes the part from. Programs run in evaluation mode. One that
+    frame: name and size of the plate whose dimension ``parts`` take their part from. Programs run in evaluation mode. One that
     draws numbers of its own cannot be told from one that mixes, and is left out; so are point masses, and densities that own
     samples alone have.
     """
     values: dict[str, Tensor] = {}
-    with in_evaluation_mode(programs.pair), _own_numbers(data):
+    with in_evaluation_mode(programs.pair), isolated(0, device_of(data)):
         for which in ("guide", "model"):
             beside = programs.run(which, data, values=values, particles=particles)
             places = {name: _place(site, frame) for name, site in beside.items()}
             values = {name: site.value for name, site in beside.items() if not site.observed}
-            own = dict(values)
-            try:
-                for name, site in programs.run(which, part).items():
-                    place = places.get(name)
-                    if name in own and place is not None:
-                        own[name] = alone(own[name], place - len(beside[name].fn.event_shape)).reshape(site.value.shape)
-                first, second = (programs.run(which, part, values=own) for _ in range(2))
-            except RAISED:  # a program of one size of batch
-                return
-            for name in beside.keys() & first.keys():
-                densities = [_density(sites[name]) for sites in (first, second, beside)]
-                place = places[name]
-                if place is None or any(density is None for density in densities):
-                    continue
-                expected, again, found = (density for density in densities if density is not None)
-                if _close(expected, again) and not _close(alone(found, place), expected):
-                    yield which, name
+            for alone in parts:
+                own = dict(values)
+                try:
+                    for name, site in programs.run(which, part).items():
+                        place = places.get(name)
+                        if name in own and place is not None:
+                            value = alone(own[name], dim=place - len(beside[name].fn.event_shape))
+                            own[name] = value.reshape(site.value.shape)
+                    first, second = (programs.run(which, part, values=own) for _ in range(2))
+                except RAISED:  # a program of one size of batch
+                    return
+                for name in beside.keys() & first.keys():
+                    place = places[name]
+                    if place is not None and _differs(
+                        beside[name], first[name], second[name], partial(alone, dim=place)
+                    ):
+                        yield which, name
+
+
+def _differs(
+    found: Site, expected: Site, again: Site, part: Callable[[Tensor], Tensor] = lambda density: density
+) -> bool:
+    """Say whether (a part of) a site's density is another than expected, of a program that twice gave the expected one."""
+    densities = [_density(site) for site in (found, expected, again)]
+    if any(density is None for density in densities):
+        return False
+    other, one, repeated = (density for density in densities if density is not None)
+    return _close(one, repeated) and not _close(part(other), one)
 
 
 def _place(site: Site, frame: tuple[str, int]) -> int | None:
@@ -202,12 +204,3 @@ def _close(one: Tensor, other: Tensor) -> bool:
     coarse = torch.get_autocast_dtype(one.device.type) if torch.is_autocast_enabled(one.device.type) else one.dtype
     tolerance = max(1e-6, min(1e3 * torch.finfo(coarse).eps, 0.1), 4e-3 * one.is_cuda)
     return torch.allclose(one, other.to(one.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-@contextmanager
-def _own_numbers(data: Mapping[str, Any]) -> Iterator[None]:
-    """Start random streams anew, of processor and GPU alike, and put them back."""
-    devices = {value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
-        yield

@@ -17,7 +17,18 @@ from torch.overrides import TorchFunctionMode
 from unigen.engines.sites import Record, Site, base_of, family_of
 from unigen.pair import Pair, PairError
 
-__all__ = ["RAISED", "Layout", "Programs", "enumerate_sites", "in_evaluation_mode", "swapped", "taken", "unreached"]
+__all__ = [
+    "RAISED",
+    "Layout",
+    "Programs",
+    "device_of",
+    "enumerate_sites",
+    "in_evaluation_mode",
+    "reason_of",
+    "swapped",
+    "taken",
+    "unreached",
+]
 
 MOST_JOINT_VALUES = 2**16
 # what a program of a user's raises for its own mistakes
@@ -145,6 +156,16 @@ def in_evaluation_mode(pair: Pair) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def device_of(data: Mapping[str, Any]) -> torch.device:
+    """Return the device of the first tensor."""
+    return next((value.device for value in data.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
 
 def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:

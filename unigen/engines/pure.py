@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unigen.engines import eager
-from unigen.engines.programs import swapped
+from unigen.engines.programs import reason_of, swapped
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
 
@@ -121,8 +121,7 @@ def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) 
     except PairError:
         raise
     except Exception as error:  # whatever torch's tracer raises, which has no common class
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise Unsupported(
             f"engine {engine!r} cannot express this program, because it reads the value of a tensor or leaves torch "
-            f"({reason}); use engine='eager'"
+            f"({reason_of(error)}); use engine='eager'"
         ) from error

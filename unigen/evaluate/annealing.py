@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.engines.probes import check_dreams
-from unigen.engines.programs import Programs
+from unigen.engines.programs import Programs, device_of
 from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import LatentSpace, check_runs, device_of, frozen, pieces_of, recycled
+from unigen.evaluate.latents import LatentSpace, check_densities, check_runs, frozen, pieces_of, recycled
 from unigen.names import nearest
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
@@ -265,6 +265,7 @@ def annealed_log_likelihood(
     pieces = pieces_of(pair, data, max(1, MOST_CHAINS_AT_ONCE // settings.chains))
     found, rates, start = [], [], settings.start
     with frozen(pair, seed, device_of(data)), _bar(settings, len(pieces), "annealing", progress) as bar:
+        check_densities(pair, data)
         for piece in pieces:
             space = LatentSpace(pair, piece, settings.chains)
             tuned = _pilot(pair, piece, settings, space.rows, bar)
@@ -301,6 +302,7 @@ def bidirectional_monte_carlo(
     data = pair.bind(like)
     lower, upper, rates, start = [], [], [], settings.start
     with frozen(pair, seed, device_of(data)):
+        check_densities(pair, data)
         total = n if Programs(pair).layout(data).batched else 1
         most = max(1, MOST_CHAINS_AT_ONCE // settings.chains)
         with _bar(settings, -(-total // most), "bidirectional", progress, runs=2) as bar:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from unigen.engines.draw import Draw
-from unigen.engines.programs import Programs
+from unigen.engines.programs import Programs, device_of
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.figure import Figure, Refused
-from unigen.evaluate.latents import check_densities, columns_of, device_of, rows_of
+from unigen.evaluate.latents import check_densities, columns_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.streams import isolated

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_dreams
-from unigen.engines.programs import Programs
-from unigen.evaluate.latents import device_of, recycled
+from unigen.engines.programs import Programs, device_of
+from unigen.evaluate.latents import recycled
 from unigen.evaluate.modes import evaluating
 from unigen.kernels import Gibbs
 from unigen.pair import Pair
@@ -22,6 +22,7 @@ from unigen.streams import isolated
 __all__ = ["Samples", "reconstruct", "sample"]
 
 GIBBS_SWEEPS = 1000
+MOST_CHECKED = 100  # rows of a dream that is looked at before the one that is wanted
 
 
 class Samples(tuple[Tensor, Tensor]):
@@ -52,8 +53,8 @@ def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
             for _ in range(GIBBS_SWEEPS):
                 data = Gibbs()(Programs(pair), data)
             return Samples((data["x"], data["x"]))
+        check_dreams(Programs(pair), recycled(pair, data, 0, min(n, MOST_CHECKED)))
         data = recycled(pair, data, 0, n) | {name: start}
-        check_dreams(Programs(pair), data)
         sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
         mean = _mean(site.fn, site.value)

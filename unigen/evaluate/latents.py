@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw, check_local
 from unigen.engines.probes import check_masks, check_particles, mixed_rows
-from unigen.engines.programs import RAISED, Programs, swapped, taken
+from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, reason_of, swapped, taken
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Refused
@@ -29,7 +29,6 @@ __all__ = [
     "check_densities",
     "check_runs",
     "columns_of",
-    "device_of",
     "frozen",
     "pieces_of",
     "recycled",
@@ -43,11 +42,6 @@ def frozen(pair: Pair, seed: int, device: torch.device | str) -> Iterator[None]:
     fixed = {id(parameter): parameter.detach() for parameter in pair.parameters()}
     with isolated(seed, device), evaluating(pair), swapped(pair, fixed), unvalidated():
         yield
-
-
-def device_of(data: Mapping[str, Any]) -> torch.device:
-    """Return the device of the first tensor."""
-    return next((value.device for value in data.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
 
 def rows_of(pair: Pair, data: Mapping[str, Any]) -> int:
@@ -80,15 +74,14 @@ def check_runs(pair: Pair, data: dict[str, Any]) -> dict[str, dict[str, Site]]:
     programs = Programs(pair)
     for which in ("guide", "model"):
         try:
-            with isolated(0, device_of(data)):
+            with isolated(0, device_of(data)), in_evaluation_mode(pair):
                 values = {name: site.value for name, site in found.get("guide", {}).items() if site.latent}
                 found[which] = programs.run(which, data, values=values)
         except PairError:
             raise
         except RAISED as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             what = f"{rows_of(pair, data)} rows of data" + " and the guide's values" * (which == "model")
-            raise PairError(f"the {which} cannot run on {what}: {reason}") from error
+            raise PairError(f"the {which} cannot run on {what}: {reason_of(error)}") from error
     return found
 
 
@@ -114,8 +107,11 @@ def recycled(pair: Pair, data: dict[str, Any], first: int, rows: int) -> dict[st
     return taken(data, total, (first + torch.arange(rows, device=device_of(data))) % total)
 
 
-def check_densities(pair: Pair, data: dict[str, Any]) -> None:
-    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum and particle."""
+def check_densities(pair: Pair, data: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a pair with a site whose log density is scaled, as to anneal a KL term, or is not of one datum and particle.
+
+    Returns the first rows, which it has looked at.
+    """
     some = pieces_of(pair, data, 100)[0]
     programs = Programs(pair)
     for which, sites in check_runs(pair, some).items():
@@ -135,6 +131,7 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> None:
     check_particles(programs, some)
     if mixed := mixed_rows(programs, some):
         raise Refused(mixed)
+    return some
 
 
 class _Part(NamedTuple):
@@ -158,7 +155,6 @@ class LatentSpace:
         self.programs = Programs(pair)
         self.rows = rows_of(pair, data)
         self._draw = Draw(self.programs, data, particles=chains, first="guide")
-        check_densities(pair, data)
         with torch.no_grad():
             sites = self.programs.run("model", data, particles=chains)
         self._prior = [site for site in sites.values() if not site.observed]

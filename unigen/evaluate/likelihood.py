@@ -20,12 +20,12 @@ from torch import Tensor
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_enumerable
-from unigen.engines.programs import Programs, enumerate_sites
+from unigen.engines.programs import Programs, device_of, enumerate_sites
 from unigen.engines.sites import Site, base_of, check_auxiliary
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_densities, device_of, pieces_of, rows_of
+from unigen.evaluate.latents import check_densities, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -92,9 +92,8 @@ def log_importance_weights(
 
 def _infers(pair: Pair, data: dict[str, Any]) -> bool:
     """Say whether the guide infers anything; refuse densities that are scaled, and guides without a density."""
-    some = pieces_of(pair, data, 100)[0]
     with isolated(0, device_of(data)), evaluating(pair):
-        check_densities(pair, data)
+        some = check_densities(pair, data)
         guide, model = (Programs(pair).run(which, some, particles=2) for which in ("guide", "model"))
     check_auxiliary(guide.values())
     for name in guide.keys() & model.keys():
@@ -108,8 +107,7 @@ def _check_spread(site: Site, prior: Site) -> None:
     An autoguide's point mass is a function of a random auxiliary site, and a discrete latent has a mass at its point.
     """
     if isinstance(base_of(site.fn), Delta) and site.latent and not isinstance(base_of(prior.fn), Delta):
-        dim = next(frame.dim for frame in site.frames if frame.name == "_particles") - len(site.fn.event_shape)
-        first, second = site.value.unbind(dim)
+        first, second = site.value  # particles stand before all else
         if not prior.fn.support.is_discrete and torch.equal(first, second):
             raise Refused(
                 f"the guide holds site '{site.name}' at one point (Delta), where log p(x, z) is no bound of log p(x), and has no "

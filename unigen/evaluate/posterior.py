@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen.engines.programs import Programs
+from unigen.engines.programs import Programs, device_of
 from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Figure, Refused, mean_figure
-from unigen.evaluate.latents import columns_of, device_of, pieces_of
+from unigen.evaluate.latents import columns_of, pieces_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.reference import Posterior

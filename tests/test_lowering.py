@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy
 import pytest
+import scipy
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 from torch import Tensor
@@ -185,6 +186,7 @@ UNARY: dict[str, tuple[Function, str]] = {
     "celu": (lambda x: F.celu(x, 0.7), "real"),
     "selu": (F.selu, "real"),
     "softplus": (lambda x: F.softplus(x, 2.0, 10.0), "wide"),
+    "softshrink": (lambda x: F.softshrink(x, 0.7), "real"),
     "silu": (F.silu, "wide"),
     "gelu": (F.gelu, "real"),
     "gelu by tanh": (lambda x: F.gelu(x, approximate="tanh"), "real"),
@@ -464,6 +466,7 @@ SHAPED: dict[str, tuple[Function, tuple[int, ...]]] = {
     "as_strided": (lambda x: x.as_strided((2, 2), (3, 1), 1) * 2, (3, 3)),
     "strided": (lambda x: torch.empty_strided((2, 3), (1, 2)).copy_(x) * 2, (2, 3)),
     "new strided": (lambda x: x.new_empty_strided((2, 3), (1, 2)).copy_(x) * 2, (2, 3)),
+    "diagonal_scatter": (lambda x: torch.diagonal_scatter(x, x[0, :, :3] * 3, 1, 0, 2), (3, 2, 4)),
     "scattered": (lambda x: torch.select_scatter(x, x[0], 0, 1) + torch.slice_scatter(x, x[:1] * 2, 0, 1, 2), (3, 2)),
     "moved": (lambda x: x.movedim(0, -1).flatten().unflatten(0, (2, -1)) * 2, (2, 3, 2)),
     "swap": (lambda x: x.swapaxes(0, 1) * 2, (2, 3)),
@@ -624,7 +627,23 @@ ALGEBRA: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "sign of det": (lambda a: torch.linalg.slogdet(a.detach()).sign, ((2, 3, 3),)),
     "qr": (lambda a: torch.linalg.qr(a.detach()).R.abs(), ((4, 3),)),
     "lu": (lambda a, b: torch.linalg.lu_solve(*torch.linalg.lu_factor(a.detach() + 2), b.detach()), ((3, 3), (3, 2))),
-    "cdist": (lambda x, y: (x[:, None] - y).square().sum(-1), ((4, 3), (2, 3))),
+    "householder": (lambda a, t: torch.linalg.householder_product(a, t), ((4, 3), (3,))),
+    "eigh": (
+        lambda a: (lambda values, vectors: (vectors * values.exp()[..., None, :]) @ vectors.mT)(
+            *torch.linalg.eigh(_square(a))
+        ),
+        ((2, 3, 3),),
+    ),
+    "eigh, upper": (lambda a: torch.linalg.eigh(a.detach(), "U").eigenvalues, ((3, 3),)),
+    "eigvalsh": (lambda a: torch.linalg.eigvalsh(a.detach()), ((3, 3),)),
+    "svd": (lambda a: (lambda u, s, v: u * s.log()[..., None, :] @ v)(*torch.linalg.svd(a, False)), ((2, 4, 3),)),
+    "full svd": (lambda a: torch.linalg.svd(a.detach()).U.abs()[:, :3], ((4, 3),)),
+    "svdvals": (lambda a: torch.linalg.svdvals(a.detach()), ((4, 3),)),
+    **{
+        f"cdist, p = {p}": (lambda x, y, p=p: torch.cdist(x, y, p), ((2, 4, 3), (2, 5, 3)))
+        for p in (0, 1, 1.5, 2, 3, math.inf)
+    },
+    "cdist of a row and itself": (lambda x: torch.cdist(x, x), ((4, 3),)),
     "matrix_power": (lambda x: torch.linalg.matrix_power(x, 3), ((3, 3),)),
     "cross": (lambda x, y: torch.linalg.cross(x, y), ((2, 3), (2, 3))),
 }
@@ -933,6 +952,34 @@ def test_the_gradient_of_a_gamma_variable() -> None:
     near(outputs[1], expected, 1e-4)  # torch's own series is accurate to about that
 
 
+BETAS = st.floats(0.05, 300)
+
+
+@examples
+@given(a=BETAS, b=BETAS, level=st.floats(0.001, 0.999))
+def test_the_gradient_of_a_beta_variable(a: float, b: float, level: float) -> None:
+    """By numerical derivatives of the distribution function, and near torch's own approximation."""
+    x = scipy.special.betaincinv(a, b, level)
+    assume(1e-200 < x < 1 - 1e-9)
+    step = 1e-4 * a
+    i = [scipy.special.betainc(a + k * step, b, x) for k in (-2, -1, 1, 2)]
+    slope = (i[0] - 8 * i[1] + 8 * i[2] - i[3]) / (12 * step)
+    expected = -slope / scipy.stats.beta.pdf(x, a, b)
+    numbers = [torch.tensor([value], dtype=torch.float64) for value in (x, a, a + b)]
+    with precision():
+        found = find("aten._dirichlet_grad.default").function(*map(to_jax, numbers)).item() * (1 - x)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(torch._dirichlet_grad(*numbers).item() * (1 - x), rel=2e-3)
+
+
+def test_the_gradient_of_a_power_of_a_uniform_variable() -> None:
+    """Beta(a, 1) is u^(1/a), of which dx/da = -x log(x) / a."""
+    a, x = tensor(1, (50,), "positive"), tensor(2, (50,), "unit")
+    with precision():
+        found = numpy.asarray(find("aten._dirichlet_grad.default").function(to_jax(x), to_jax(a), to_jax(a + 1)))
+    near(found, -x * x.log() / a / (1 - x), 1e-12)
+
+
 # -- every entry has a case --------------------------------------------------------------------------------------------
 
 
@@ -951,7 +998,8 @@ def _cases() -> list[tuple[Function, tuple[Tensor, ...]]]:
     cases += [(lambda x, w: F.conv1d(x, w), (tensor(0, (1, 2, 5)), tensor(1, (3, 2, 2))))]
     cases += [(f, ()) for f, _ in RANDOM.values()]
     cases += [
-        (lambda a: torch.distributions.Gamma(a, 2.0, validate_args=False).rsample(), (tensor(1, (2,), "positive"),))
+        (lambda a: torch.distributions.Gamma(a, 2.0, validate_args=False).rsample(), (tensor(1, (2,), "positive"),)),
+        (lambda a: torch.distributions.Dirichlet(a, validate_args=False).rsample(), (tensor(1, (2,), "positive"),)),
     ]
     return cases
 

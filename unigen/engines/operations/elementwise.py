@@ -176,6 +176,11 @@ def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     return jnp.where(scaled > threshold, x, jnp.log1p(jnp.exp(jnp.minimum(scaled, threshold))) / beta)
 
 
+@operation("softshrink_backward")
+def _softshrink_backward(grad: Any, x: Any, threshold: Any) -> Any:
+    return jnp.where(jnp.abs(x) > threshold, grad, 0)
+
+
 @operation("softplus_backward")
 def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
     scaled = x * beta

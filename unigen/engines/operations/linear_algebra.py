@@ -1,4 +1,5 @@
-"""Products of matrices and vectors, and decompositions: Cholesky, triangular and general solves, determinants, inverses."""
+"""Products of matrices and vectors, and decompositions: Cholesky, triangular and general solves, determinants, inverses,
+spectra; distances of all pairs of rows."""
 
 from __future__ import annotations
 
@@ -124,3 +125,45 @@ def _solve(a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> 
 @operation("linalg_qr")
 def _qr(x: Any, mode: str = "reduced") -> Any:
     return tuple(jnp.linalg.qr(x, mode))
+
+
+@operation("linalg_householder_product")
+def _householder_product(x: Any, tau: Any) -> Any:
+    return jax.lax.linalg.householder_product(x, tau)
+
+
+@operation("_linalg_eigh")
+def _eigh(x: Any, UPLO: str = "L", compute_v: bool = True) -> Any:
+    if not compute_v:
+        return jnp.linalg.eigvalsh(x, UPLO, symmetrize_input=False), jnp.zeros((0,), x.dtype)
+    return tuple(jnp.linalg.eigh(x, UPLO, symmetrize_input=False))
+
+
+@operation("_linalg_svd")
+def _svd(x: Any, full_matrices: bool = False, compute_uv: bool = True, *, driver: Any = None) -> Any:
+    if not compute_uv:
+        empty = jnp.zeros((0,), x.dtype)
+        return empty, jnp.linalg.svd(x, compute_uv=False), empty
+    return tuple(jnp.linalg.svd(x, full_matrices=full_matrices))
+
+
+@operation("_cdist_forward")
+def _distances(x: Any, y: Any, p: float, mode: Any = None) -> Any:
+    sizes = jnp.abs(x[..., :, None, :] - y[..., None, :, :])
+    if p == 0:
+        return (sizes != 0).sum(-1).astype(x.dtype)
+    return sizes.max(-1) if p == float("inf") else (sizes**p).sum(-1) ** (1 / p)
+
+
+@operation("_cdist_backward")
+def _distances_backward(grad: Any, x: Any, y: Any, p: float, distances: Any) -> Any:
+    difference, distance = x[..., :, None, :] - y[..., None, :, :], distances[..., None]
+    if p == float("inf"):
+        slope = jnp.sign(difference) * (jnp.abs(difference) == distance)
+    elif p == 0:
+        slope = jnp.zeros_like(difference)
+    else:  # nought where two rows are the same, as in torch
+        apart = distance > 0
+        sizes = jnp.where(difference == 0, 1, jnp.abs(difference))
+        slope = jnp.sign(difference) * (sizes / jnp.where(apart, distance, 1)) ** (p - 1) * apart
+    return (grad[..., None] * slope).sum(-2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma
 
 from unigen.engines.operations.table import operation
 
@@ -100,7 +101,37 @@ def _standard_gamma(key: Any, shape: Any, dtype: Any, /, alpha: Any, **_: Any) -
 
 @operation("_standard_gamma_grad")
 def _standard_gamma_grad(alpha: Any, value: Any) -> Any:
+    # by its series to rounding, where torch's own approximation has a relative error of up to 5e-4
     return jax.lax.random_gamma_grad(alpha, value)
+
+
+@operation("_dirichlet_grad")
+def _dirichlet_grad(x: Any, alpha: Any, total: Any) -> Any:
+    """Return dx/da / (1 - x) of a Beta(a, b) variable x at a fixed level I_x(a, b) of its distribution, b = total - a.
+
+    I_x(a, b) = p(x) x (1 - x) / a F, F the continued fraction (DLMF 8.17.22), so that dx/da = -(dI/da) / p(x) needs the
+    logarithmic derivative of F alone; above the mean the complement I_{1-x}(b, a) is taken in its place, where F converges.
+    """
+    total = jnp.broadcast_to(total, jnp.shape(x))
+    beta = total - alpha
+    below = x * (total + 2) < alpha + 1
+    first, second, at = (jnp.where(below, *both) for both in ((alpha, beta), (beta, alpha), (x, 1 - x)))
+    along = jnp.where(below, 1, 0).astype(first.dtype)  # which parameter of F is alpha
+    fraction, slope = jax.jvp(lambda f, s: _beta_fraction(at, f, s), (first, second), (along, 1 - along))
+    level = jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny)) - digamma(alpha) + digamma(total) + slope / fraction
+    return jnp.where(below, -x / alpha * (level - 1 / alpha), x / beta * level) * fraction
+
+
+def _beta_fraction(x: Any, a: Any, b: Any, terms: int = 256) -> Any:
+    """Return 1 / (1 + d_1 / (1 + d_2 / (1 + ...))) of DLMF 8.17.22 by its first 2 ``terms`` coefficients, last first."""
+
+    def with_two(index: Any, tail: Any) -> Any:
+        m = (terms - 1 - index).astype(x.dtype)
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        even = (m + 1) * (b - m - 1) * x / ((a + 2 * m + 1) * (a + 2 * m + 2))
+        return 1 + odd / (1 + even / tail)
+
+    return 1 / jax.lax.fori_loop(0, terms, with_two, jnp.ones_like(x))
 
 
 @operation("_sample_dirichlet", random=True)

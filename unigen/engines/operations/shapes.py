@@ -227,6 +227,12 @@ def _select_scatter(x: Any, source: Any, dim: int, index: int) -> Any:
     return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(source)
 
 
+@operation("diagonal_scatter")
+def _diagonal_scatter(x: Any, source: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    entries = _picked(lambda flat: numpy.diagonal(flat, offset, dim1, dim2), x.shape)
+    return x.reshape(-1).at[entries].set(source).reshape(x.shape)
+
+
 @operation("slice_scatter")
 def _slice_scatter(x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     return x.at[(slice(None),) * (dim % x.ndim) + (slice(start, end, step),)].set(source)

@@ -113,6 +113,8 @@ SUPPORTS = {
     "simplex": lambda: dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])),
     "correlation": lambda: dist.LKJCholesky(2, torch.tensor(2.0)),
     "transformed": lambda: dist.LogNormal(0.5, 0.7),
+    "angle": lambda: dist.VonMises(1.0, 2.0),  # one turn of a density that repeats itself
+    "angles": lambda: dist.VonMises(torch.zeros(1), 2.0).to_event(1),
 }
 
 

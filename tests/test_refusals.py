@@ -226,6 +226,27 @@ def model_of_positives(linear: Any, x: Tensor) -> None:
         pyro.sample("x", normal(linear(z)), obs=x)
 
 
+def model_of_angles(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        z = pyro.sample("z", dist.VonMises(torch.zeros(2), 1.0, validate_args=False).to_event(1))
+        pyro.sample("x", normal(linear(z)), obs=x)
+
+
+def model_of_correlations(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        z = pyro.sample("z", dist.LKJCholesky(3, torch.tensor(2.0)))
+        pyro.sample("x", normal(linear(z[..., 2, :2])), obs=x)
+
+
+def guide_of_correlations(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        pyro.sample("z", dist.LKJCholesky(3, linear(x)[:, 0].exp()))
+
+
+def guide_of_nothing(linear: Any, x: Tensor) -> None:
+    linear(x)
+
+
 def model_without_data(linear: Any, x: Tensor) -> None:
     with pyro.plate(PLATE, len(x)):
         pyro.sample("z", normal(linear(torch.zeros(2))[:2]))
@@ -500,6 +521,18 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     "positive in the model alone": (
         lambda: (routines.vae, pair_of(model_of_positives), rows()),
         ("'z'", "support", "guide"),
+    ),
+    "an angle that goes round": (
+        lambda: (routines.vae, pair_of(model_of_angles), rows()),
+        ("'z'", "angle", "VonMises", "Normal"),
+    ),
+    "draws of a wrong sampler": (
+        lambda: (routines.vimco, pair_of(model_of_correlations, guide_of_correlations), rows()),
+        ("'z'", "LKJ", "CorrCholeskyTransform"),
+    ),
+    "dreams of a wrong sampler": (
+        lambda: ((Phase(log_p, Sleep(), THETA),), pair_of(model_of_correlations, guide_of_nothing), rows()),
+        ("'z'", "LKJ", "CorrCholeskyTransform"),
     ),
     "objective of no site": (
         lambda: ((Phase(unheard_of, Wake(), THETA),), latent(shared()), rows()),

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
 from unigen.engines.programs import RAISED, Programs, reason_of
-from unigen.engines.sites import Site, base_of, check_auxiliary, family_of
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of, support_of
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
 
@@ -137,6 +137,8 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
         guide, model = programs.run("guide", data), programs.run("model", data)
     _warn_of_another_plate(programs, data, [*guide.values(), *model.values()])
     check_auxiliary(guide.values())
+    check_sampler(guide.values())
+    check_angles(guide, model)
     for site in model.values():
         if site.observed or site.name in data:
             _check_observed(site)
@@ -209,7 +211,7 @@ def _check_observed(site: Site) -> None:
 
 
 def _support(fn: Any) -> str:
-    support = fn.support
+    support = support_of(fn)
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return "discrete" if support.is_discrete else "real" if support is constraints.real else "bounded"

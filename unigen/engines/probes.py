@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
-from unigen.engines.sites import Site, base_of
+from unigen.engines.sites import Site, base_of, check_sampler
 from unigen.pair import PairError
 from unigen.streams import isolated
 
@@ -28,6 +28,8 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
     Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams other
     rows than it is given, as an adversarial pair adds generated ones, is left out.
     """
+    with isolated(0, device_of(data)):
+        check_sampler(programs.run("model", data).values())
     with isolated(0, device_of(data)):
         dreamt = programs.dream(data)
     same = {name: value for name, value in dreamt.items() if value.shape == getattr(data[name], "shape", None)}

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta, Independent, Unit
+from pyro.distributions import Delta, Independent, MaskedDistribution, SineBivariateVonMises, SineSkewed, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import LKJCholesky, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
 from unigen.engines.inverses import forget
 from unigen.pair import PairError
 
-__all__ = ["Record", "Site", "base_of", "check_auxiliary", "family_of", "is_deterministic"]
+__all__ = [
+    "Record",
+    "Site",
+    "base_of",
+    "check_angles",
+    "check_auxiliary",
+    "check_sampler",
+    "family_of",
+    "is_deterministic",
+    "support_of",
+]
 
 
 class Site(NamedTuple):
@@ -114,6 +126,26 @@ def check_auxiliary(guide: Iterable[Site]) -> None:
         )
 
 
+def check_sampler(sites: Iterable[Site]) -> None:
+    """Refuse latents that torch's ``LKJCholesky`` would draw wrongly, as it does (2.14) beyond 2 x 2.
+
+    The squared length of the i entries of a row below the diagonal is Beta(i / 2, ...) (Lewandowski, Kurowicka & Joe 2009,
+    section 3.2), where torch takes Beta(i - 1 / 2, ...).
+    """
+    for site in sites:
+        fn = site.fn
+        while isinstance(fn, Independent | MaskedDistribution | TransformedDistribution):
+            fn = fn.base_dist
+        if site.latent and isinstance(fn, LKJCholesky) and fn.dim > 2:
+            drawn = fn._beta.concentration1[..., 2]
+            if not torch.allclose(drawn, torch.ones_like(drawn)):
+                raise PairError(
+                    f"site '{site.name}' is to be drawn from an LKJ distribution of {fn.dim} dimensions, whose sampler in this "
+                    "torch does not draw from its density; take a guide of normals through CorrCholeskyTransform, or NUTS "
+                    "(unigen.reference), which read the density alone"
+                )
+
+
 def _check_place(msg: Any) -> None:
     """Refuse a point mass that parameters move: where its sample is held fixed, its density says nothing of them."""
     fn = base_of(msg["fn"])
@@ -129,6 +161,46 @@ def base_of(fn: Any) -> Any:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
+
+
+def _is_angle(fn: Any) -> bool:
+    """Say whether a distribution is one of angles, whose density repeats itself outside of (-pi, pi)."""
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, VonMises | SineSkewed | SineBivariateVonMises)
+
+
+def check_angles(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
+    """Refuse a guide that goes round more than one turn of an angle: each turn has the mass of the whole model."""
+    automatic = any(site.auxiliary for site in guide.values())
+    for name in guide.keys() & model.keys():
+        ours, theirs = guide[name].fn, model[name].fn
+        if not model[name].latent or not _is_angle(theirs):
+            continue
+        support = support_of(ours)
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support is constraints.real if not isinstance(base_of(ours), Delta) else automatic:
+            raise PairError(
+                f"site '{name}' is an angle in the model ({family_of(theirs)}), whose density repeats itself outside of (-pi, pi), "
+                f"where the guide goes ({family_of(ours)}); give the guide a VonMises, or a distribution over (-pi, pi)"
+            )
+
+
+def support_of(fn: Any) -> Any:
+    """Return where a distribution has its mass: one turn for angles, and for a mixture what its components share."""
+    if isinstance(fn, Independent):
+        return constraints.independent(support_of(fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution):
+        return support_of(fn.base_dist)
+    if _is_angle(fn):
+        turn = constraints.interval(-math.pi, math.pi)
+        return constraints.independent(turn, fn.event_dim) if fn.event_dim else turn
+    if isinstance(fn, MixtureSameFamily):
+        shared = support_of(fn.component_distribution)
+        if not any(isinstance(bound, Tensor) for bound in vars(shared).values()):
+            return shared
+    return fn.support
 
 
 def is_deterministic(fn: Any) -> bool:

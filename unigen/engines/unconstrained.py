@@ -17,11 +17,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution, biject_to
 
 from unigen.engines.inverses import forget
 from unigen.engines.programs import swapped
-from unigen.engines.sites import base_of, family_of, is_deterministic
+from unigen.engines.sites import base_of, family_of, is_deterministic, support_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 
@@ -59,7 +59,7 @@ class _Lift(Messenger):
         name, fn = msg["name"], msg["fn"]
         if not self.given:
             _check_latent(name, fn, msg["mask"])
-        transform = biject_to(_support(fn))
+        transform = biject_to(support_of(fn))
         shape = torch.Size(transform.inverse_shape(fn.shape()))
         if not self.given:  # the first run: the middle of every support
             free = torch.zeros(shape)
@@ -131,20 +131,10 @@ def _trusted(fn: Any) -> Iterator[None]:
             part._validate_args = checks
 
 
-def _support(fn: Any) -> Any:
-    """Return the support of a distribution; that of a mixture is the one that its components share."""
-    support = fn.support
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        shared = support.base_constraint
-        if not any(isinstance(bound, Tensor) for bound in vars(shared).values()):
-            return shared
-    return support
-
-
 def _check_latent(name: str, fn: Any, mask: Any) -> None:
     """Refuse a latent that no vector of real numbers stands for. A mask of False altogether is a flat density by intent."""
     try:
-        support = _support(fn)
+        support = support_of(fn)
         discrete = support.is_discrete
         if not discrete:
             transform = biject_to(support)

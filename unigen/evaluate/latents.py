@@ -18,7 +18,7 @@ from unigen.engines.draw import Draw, check_local
 from unigen.engines.probes import check_masks, check_particles, mixed_rows
 from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, reason_of, swapped, taken
 from unigen.engines.pure import unvalidated
-from unigen.engines.sites import Site, family_of
+from unigen.engines.sites import Site, check_sampler, family_of, support_of
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
@@ -167,7 +167,7 @@ class LatentSpace:
 
     def _part(self, site: Site) -> _Part:
         places = _places(site, self.pair.batch_plate)
-        transform = biject_to(site.fn.support)
+        transform = biject_to(support_of(site.fn))
         unconstrained = transform.inv(site.value)
         # an event of another shape than its value's (a simplex) keeps the dimensions of its batch where they are
         places = tuple(place + site.value.dim() - unconstrained.dim() for place in places)
@@ -211,14 +211,17 @@ class LatentSpace:
 
     def from_prior(self) -> Tensor:
         """Draw u (S, N, d) from the model's prior."""
-        with torch.no_grad():
-            sites = self.programs.run("model", self.data, particles=self.chains)
-            return self.pack({name: sites[name].value for name in self.names})
+        return self._drawn("model")
 
     def from_guide(self) -> Tensor:
         """Draw u (S, N, d) from the guide."""
+        return self._drawn("guide")
+
+    def _drawn(self, which: str, exactly: bool = True) -> Tensor:
         with torch.no_grad():
-            sites = self.programs.run("guide", self.data, particles=self.chains)
+            sites = self.programs.run(which, self.data, particles=self.chains)
+            if exactly:
+                check_sampler(sites.values())
             return self.pack({name: sites[name].value for name in self.names})
 
     def has_guide(self) -> bool:
@@ -228,7 +231,7 @@ class LatentSpace:
             if {site.name for site in sites if site.latent} != set(self.names):
                 return False
             try:
-                return bool(torch.isfinite(self.log_guide(self.from_prior())).all())
+                return bool(torch.isfinite(self.log_guide(self._drawn("model", exactly=False))).all())
             except PairError:  # a flow without an inverse, or an autoguide
                 return False
 
@@ -257,13 +260,23 @@ class LatentSpace:
 
 
 def check_continuous(site: Site) -> None:
-    """Refuse a latent site in which a gradient cannot move: discrete, or of a support that depends on other sites."""
-    if site.fn.support.is_discrete:
+    """Refuse a latent site in which a gradient cannot move: discrete, or of a support with no one map from the real numbers."""
+    support = support_of(site.fn)
+    if support.is_discrete:
         raise Refused(
             f"site '{site.name}' ({family_of(site.fn)}) is discrete, and annealed importance sampling here moves by "
             "Hamiltonian dynamics; the importance-weighted bound stands in its place"
         )
-    for bound in vars(site.fn.support).values():
+    try:
+        biject_to(support)
+    except NotImplementedError:
+        raise Refused(
+            f"site '{site.name}' ({family_of(site.fn)}) has a support without a smooth map from the real numbers; register one "
+            "with torch.distributions.biject_to, or read the importance-weighted bound"
+        ) from None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    for bound in vars(support).values():
         if isinstance(bound, Tensor) and not bool((bound == bound.flatten()[0]).all()):
             raise Refused(
                 f"the support of site '{site.name}' is not the same everywhere, so it has no one unconstrained form; "

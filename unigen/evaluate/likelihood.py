@@ -21,7 +21,7 @@ from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_enumerable
 from unigen.engines.programs import Programs, device_of, enumerate_sites
-from unigen.engines.sites import Site, base_of, check_auxiliary
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
@@ -96,6 +96,8 @@ def _infers(pair: Pair, data: dict[str, Any]) -> bool:
         some = check_densities(pair, data)
         guide, model = (Programs(pair).run(which, some, particles=2) for which in ("guide", "model"))
     check_auxiliary(guide.values())
+    check_sampler(guide.values())
+    check_angles(guide, model)
     for name in guide.keys() & model.keys():
         _check_spread(guide[name], model[name])
     return bool(guide)

@@ -528,11 +528,11 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     ),
     "draws of a wrong sampler": (
         lambda: (routines.vimco, pair_of(model_of_correlations, guide_of_correlations), rows()),
-        ("'z'", "LKJ", "CorrCholeskyTransform"),
+        ("'z'", "LKJ", "sampler", "CorrCholeskyTransform"),
     ),
     "dreams of a wrong sampler": (
         lambda: ((Phase(log_p, Sleep(), THETA),), pair_of(model_of_correlations, guide_of_nothing), rows()),
-        ("'z'", "LKJ", "CorrCholeskyTransform"),
+        ("'z'", "LKJ", "sampler", "CorrCholeskyTransform"),
     ),
     "objective of no site": (
         lambda: ((Phase(unheard_of, Wake(), THETA),), latent(shared()), rows()),

@@ -127,23 +127,28 @@ def check_auxiliary(guide: Iterable[Site]) -> None:
 
 
 def check_sampler(sites: Iterable[Site]) -> None:
-    """Refuse latents that torch's ``LKJCholesky`` would draw wrongly, as it does (2.14) beyond 2 x 2.
+    """Refuse latents whose sampler, in torch or Pyro, does not draw from their density, as exact moments show.
 
-    The squared length of the i entries of a row below the diagonal is Beta(i / 2, ...) (Lewandowski, Kurowicka & Joe 2009,
-    section 3.2), where torch takes Beta(i - 1 / 2, ...).
+    ``LKJCholesky`` beyond 2 x 2 (torch 2.14): the squared length of the i entries of a row below the diagonal is Beta(i / 2, ...)
+    (Lewandowski, Kurowicka & Joe 2009, section 3.2), where torch takes Beta(i - 1 / 2, ...). ``SineBivariateVonMises`` (Pyro
+    1.9): the first angle is drawn too wide.
     """
     for site in sites:
         fn = site.fn
         while isinstance(fn, Independent | MaskedDistribution | TransformedDistribution):
             fn = fn.base_dist
-        if site.latent and isinstance(fn, LKJCholesky) and fn.dim > 2:
+        remedy = ""
+        if isinstance(fn, LKJCholesky) and fn.dim > 2:
             drawn = fn._beta.concentration1[..., 2]
             if not torch.allclose(drawn, torch.ones_like(drawn)):
-                raise PairError(
-                    f"site '{site.name}' is to be drawn from an LKJ distribution of {fn.dim} dimensions, whose sampler in this "
-                    "torch does not draw from its density; take a guide of normals through CorrCholeskyTransform, or NUTS "
-                    "(unigen.reference), which read the density alone"
-                )
+                remedy = "normals through CorrCholeskyTransform"
+        elif isinstance(fn, SineBivariateVonMises):
+            remedy = "a VonMises for each angle"
+        if remedy and site.latent:
+            raise PairError(
+                f"site '{site.name}' ({family_of(fn)}) is to be drawn by a sampler that is not of its density, in this version of "
+                f"torch and Pyro; take {remedy}, or NUTS (unigen.reference), which reads the density alone"
+            )
 
 
 def _check_place(msg: Any) -> None:

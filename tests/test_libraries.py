@@ -307,7 +307,7 @@ def correlations(size: int) -> tuple[Any, Callable[[Tensor], Tensor], float]:
     """Return LKJ(2), the square of the last entry below the diagonal of its factor, and the mean of that.
 
     Row i is a product of partial correlations r and lengths sqrt(1 - r^2) of r before; (r + 1) / 2 is Beta(a, a), so that
-    E r^2 = 1 / (2 a + 1), with a from 2 + (size - 2) / 2 down to 2 (Lewandowski, Kurowicka & Joe 2009, section 2).
+    E r^2 = 1 / (2 a + 1), with a from 2 + (size - 2) / 2 down to 2 (Lewandowski, Kurowicka & Joe 2009).
     """
     exact = 1.0
     for k in range(size - 1):

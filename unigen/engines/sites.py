@@ -130,7 +130,7 @@ def check_sampler(sites: Iterable[Site]) -> None:
     """Refuse latents whose sampler, in torch or Pyro, does not draw from their density, as exact moments show.
 
     ``LKJCholesky`` beyond 2 x 2 (torch 2.14): the squared length of the i entries of a row below the diagonal is Beta(i / 2, ...)
-    (Lewandowski, Kurowicka & Joe 2009, section 3.2), where torch takes Beta(i - 1 / 2, ...). ``SineBivariateVonMises`` (Pyro
+    (Lewandowski, Kurowicka & Joe 2009), where torch takes Beta(i - 1 / 2, ...). ``SineBivariateVonMises`` (Pyro
     1.9): the first angle is drawn too wide.
     """
     for site in sites:

@@ -426,3 +426,15 @@ def test_a_kernel_density_is_labelled_discredited(seed):
     assert found.kind == "estimate" and "discredited" in found.warning
     # the entropy of N(0, 1); the error of a mean over 1000 data is 0.02, and smoothing costs a little
     assert abs(found.value + 0.5 * math.log(2 * math.pi * math.e)) < 0.2
+
+
+def test_a_model_without_latents_is_told_to_say_that_it_is_exact():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(5, 2)
+    with pytest.raises(Refused, match="likelihood='exact'"):
+        log_likelihood(Pair(model), x)
+    exact = log_likelihood(Pair(model, likelihood="exact"), x).per_datum
+    torch.testing.assert_close(exact, dist.Normal(0.0, 1.0).log_prob(x).sum(-1))

@@ -100,6 +100,11 @@ def _infers(pair: Pair, data: dict[str, Any]) -> bool:
     check_angles(guide, model)
     for name in guide.keys() & model.keys():
         _check_spread(guide[name], model[name])
+    if pair.likelihood == "bound" and all(site.observed or site.weightless for site in model.values()):
+        raise Refused(
+            "this model has no latent, so that its log p(x) is exact, not a bound; say so where the pair is made, by "
+            "Pair(..., likelihood='exact')"
+        )
     return bool(guide)
 
 

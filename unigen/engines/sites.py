@@ -126,25 +126,25 @@ def check_auxiliary(guide: Iterable[Site]) -> None:
         )
 
 
-def check_sampler(sites: Iterable[Site]) -> None:
-    """Refuse latents whose sampler, in torch or Pyro, does not draw from their density, as exact moments show.
+def check_sampler(drawn: Iterable[Site]) -> None:
+    """Refuse sites that are drawn by a sampler, of torch or Pyro, which misses their density, as exact moments show.
 
     ``LKJCholesky`` beyond 2 x 2 (torch 2.14): the squared length of the i entries of a row below the diagonal is Beta(i / 2, ...)
-    (Lewandowski, Kurowicka & Joe 2009), where torch takes Beta(i - 1 / 2, ...). ``SineBivariateVonMises`` (Pyro
-    1.9): the first angle is drawn too wide.
+    (Lewandowski, Kurowicka & Joe 2009), where torch takes Beta(i - 1 / 2, ...). ``SineBivariateVonMises`` (Pyro 1.9): the
+    first angle is drawn too wide.
     """
-    for site in sites:
+    for site in drawn:
         fn = site.fn
         while isinstance(fn, Independent | MaskedDistribution | TransformedDistribution):
             fn = fn.base_dist
         remedy = ""
         if isinstance(fn, LKJCholesky) and fn.dim > 2:
-            drawn = fn._beta.concentration1[..., 2]
-            if not torch.allclose(drawn, torch.ones_like(drawn)):
+            half_entries = fn._beta.concentration1[..., 2]
+            if not torch.allclose(half_entries, torch.ones_like(half_entries)):
                 remedy = "normals through CorrCholeskyTransform"
         elif isinstance(fn, SineBivariateVonMises):
             remedy = "a VonMises for each angle"
-        if remedy and site.latent:
+        if remedy:
             raise PairError(
                 f"site '{site.name}' ({family_of(fn)}) is to be drawn by a sampler that is not of its density, in this version of "
                 f"torch and Pyro; take {remedy}, or NUTS (unigen.reference), which reads the density alone"

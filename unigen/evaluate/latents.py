@@ -221,7 +221,7 @@ class LatentSpace:
         with torch.no_grad():
             sites = self.programs.run(which, self.data, particles=self.chains)
             if exactly:
-                check_sampler(sites.values())
+                check_sampler(site for site in sites.values() if not site.observed)
             return self.pack({name: sites[name].value for name in self.names})
 
     def has_guide(self) -> bool:

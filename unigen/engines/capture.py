@@ -6,6 +6,7 @@ The eager engine's ``objective`` runs once on the pair itself, which is left as 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from unigen.engines.lowering import check_lowers
 from unigen.engines.pure import check_hooks
 from unigen.engines.recorder import capture
 from unigen.engines.tape import Tape
-from unigen.pair import Pair, PairError
+from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Phase
 
 __all__ = ["Climb", "buffers", "capture_phase", "parameters"]
@@ -77,8 +78,26 @@ def capture_phase(
 
     ``data``: as ``Pair.bind`` returns it; ``chains``: the persistent chains that the climb starts from. The pair, its
     chains and torch's random streams stay as they are. Raises ``Unsupported``, or ``PairError`` as the eager engine does.
+
+    A program that looks at the numbers in a buffer, as an inverse autoregressive flow goes through its permutation, is
+    captured with the buffers of whole numbers as constants; where one changes, the climb is ``stale``.
     """
-    weights, stored = parameters(pair), buffers(pair)
+    stored = buffers(pair)
+    try:
+        return _capture(phase, pair, data, chains, stored)
+    except Unsupported:
+        floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
+        if len(floating) < len(stored):
+            with contextlib.suppress(Unsupported):
+                return _capture(phase, pair, data, chains, floating)
+        raise
+
+
+def _capture(
+    phase: Phase, pair: Pair, data: Mapping[str, Any], chains: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> tuple[Climb, dict[str, Tensor]]:
+    """``stored``: the buffers that are inputs."""
+    weights = parameters(pair)
     tensors = {f"data.{name}": value for name, value in data.items() if isinstance(value, Tensor)}
     inputs = {**weights, **stored, **{f"chain.{key}": value for key, value in chains.items()}, **tensors}
     moved = [name for name, own in weights.items() if name.split(".")[0] in phase.move and own.requires_grad]
@@ -102,14 +121,14 @@ def capture_phase(
         stack.enter_context(torch.random.fork_rng(devices=_devices(inputs)))
         stack.enter_context(torch.enable_grad())
         stack.callback(setattr, pair, "chains", pair.chains)
-        written = {**stored, **weights} if phase.solve else stored
+        written = {**buffers(pair), **weights} if phase.solve else buffers(pair)
         stack.callback(_restore, written, {name: tensor.detach().clone() for name, tensor in written.items()})
         pair.chains = dict(chains)
         fixed = [*tensors, *(() if phase.solve else weights)]
         tape = capture(run, inputs, fixed)
     check_lowers(tape)
     for name, tensor in {**parameters(pair), **buffers(pair)}.items():
-        if inputs[name] is not tensor:
+        if inputs.get(name, tensor) is not tensor:
             raise PairError(f"the phase '{phase}' puts a new tensor in the place of '{name}'; write into it with copy_")
     mine = [f"buffer.{group}." for group in phase.move] + [f"{group}." for group in phase.move if phase.solve]
     kept = tuple(name for name in tape.written if name.startswith(tuple(mine)))

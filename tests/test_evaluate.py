@@ -25,7 +25,7 @@ from unigen.evaluate.likelihood import bound_of, importance_weighted_curve, log_
 from unigen.evaluate.pareto import k_hat_figures
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.networks import fingerprint, networks
-from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 
 SHORT = Protocol(
     test=60,
@@ -194,6 +194,17 @@ def test_noise_at_the_corners_of_a_cube_has_no_bits(digits):
     found = evaluate(ON_BITS["adversarial"](digits), digits, SHORT)
     assert found["log p(x) with Gaussian observation noise"].bits_per_dimension is None
     assert evaluate(ON_BITS["mixture"](digits), digits, SHORT)["log p(x)"].bits_per_dimension > 0
+
+
+def test_a_density_of_ones_own_at_the_corners_of_a_cube_has_no_bits():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(64), 1.0).to_event(1), obs=x)
+
+    grey = load("digits")
+    assert evaluate(Pair(model, likelihood="exact"), grey, SHORT)["log p(x)"].bits_per_dimension is None
+    mass = latent(networks("mlp", (64,), 2, hidden=(4,)), Likelihood("discretized_logistic", levels=17))
+    assert evaluate(mass, grey, SHORT)["ELBO"].bits_per_dimension is not None
 
 
 def test_without_validation_data_noise_is_not_tuned(digits):

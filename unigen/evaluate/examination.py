@@ -16,6 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.data import Dataset, spread
+from unigen.engines.programs import Programs
+from unigen.engines.sites import base_of, support_of
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.calibration import Calibration, simulation_based_calibration
@@ -30,13 +32,15 @@ from unigen.evaluate.likelihood import (
     importance_weighted_sandwich,
     log_importance_weights,
 )
+from unigen.evaluate.modes import evaluating
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
 from unigen.evaluate.posterior import active_units, posterior_gap
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.pair import Pair, PairError
-from unigen.pairs.likelihoods import Likelihood
+from unigen.pairs.likelihoods import DiscretizedLogistic
 from unigen.pairs.rbm import BoltzmannMachine
+from unigen.streams import isolated
 
 __all__ = ["Examination", "Protocol", "evaluate"]
 
@@ -170,13 +174,22 @@ def _with_bits(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> F
     if not isinstance(x, Tensor) or x.dim() < 2 or not (figure.name == "ELBO" or figure.name.startswith("log p(x)")):
         return figure
     spread = dataset.levels if dataset and dataset.dequantize else None
-    own = getattr(pair.model, "likelihood", None)
-    density = pair.likelihood == "none" and not isinstance(pair.model, BoltzmannMachine)
-    density = density or (isinstance(own, Likelihood) and own.name == "normal")
-    if density and dataset and dataset.levels and not spread:
+    if dataset and dataset.levels and not spread and _is_density(pair, x):
         return figure  # a density at the corners of a cube has no bits
     bits = bits_per_dimension(figure.value, x[0].numel(), spread)
     return dataclasses.replace(figure, bits_per_dimension=bits)
+
+
+def _is_density(pair: Pair, x: Tensor) -> bool:
+    """Say whether the data's log p(x) is of a density, and not of a mass."""
+    if isinstance(pair.model, BoltzmannMachine):
+        return False
+    if pair.likelihood == "none":
+        return True
+    with torch.no_grad(), isolated(0, x.device), evaluating(pair):
+        sites = Programs(pair).run("model", pair.bind(x[:1])).values()
+    observed = [site.fn for site in sites if site.observed]
+    return not all(support_of(fn).is_discrete or isinstance(base_of(fn), DiscretizedLogistic) for fn in observed)
 
 
 class _Room:

@@ -428,6 +428,28 @@ def test_a_kernel_density_is_labelled_discredited(seed):
     assert abs(found.value + 0.5 * math.log(2 * math.pi * math.e)) < 0.2
 
 
+def test_a_factor_is_taken_at_its_word_with_a_warning():
+    """The figures are those of the sample statement whose density the factor is; that it is one, nothing can say."""
+
+    def model(x, factor=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            fn = dist.Normal(z, 1.0).to_event(1)
+            pyro.factor("own", fn.log_prob(x)) if factor else pyro.sample("x", fn, obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+    x = torch.randn(5, 2)
+    found = log_likelihood(Pair(model, guide), x, particles=10)
+    plain = log_likelihood(Pair(lambda x: model(x, False), guide), x, particles=10)
+    assert found.value == plain.value and plain.warning == ""
+    assert found.warning == "log p(x) only where the model's factors ('own') are normalized log densities"
+    every = evaluate(Pair(model, guide), x, quick=True).figures
+    assert [figure.name for figure in every if figure.warning == found.warning][:1] == ["ELBO"]
+
+
 def test_a_model_without_latents_is_told_to_say_that_it_is_exact():
     def model(x):
         with pyro.plate("data", len(x)):

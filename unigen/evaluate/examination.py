@@ -31,6 +31,7 @@ from unigen.evaluate.likelihood import (
     importance_weighted_curve,
     importance_weighted_sandwich,
     log_importance_weights,
+    warning_of_factors,
 )
 from unigen.evaluate.modes import evaluating
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
@@ -157,7 +158,7 @@ def evaluate(
             refusals.append(Refusal(name, str(refused)))
             continue
         room.found += found
-        figures += [_with_bits(figure, pair, x, dataset) for figure in found]
+        figures += [_noted(figure, pair, x, dataset) for figure in found]
     if any(figure.kind == "exact" and figure.name == "log p(x)" for figure in figures):
         refusals = [refusal for refusal in refusals if "log p(x)" not in refusal.name]
     else:
@@ -169,9 +170,19 @@ def _first(data: Any, rows: int) -> Any:
     return data[:rows] if isinstance(data, Tensor) else data
 
 
+def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> Figure:
+    """Add to a log-likelihood its bits per dimension, and a warning of the model's factors."""
+    if figure.name != "ELBO" and not figure.name.startswith("log p(x)"):
+        return figure
+    if pair.likelihood != "none" and not isinstance(pair.model, BoltzmannMachine):
+        warnings = filter(None, (figure.warning, warning_of_factors(pair, x)))
+        figure = dataclasses.replace(figure, warning="; ".join(warnings))
+    return _with_bits(figure, pair, x, dataset)
+
+
 def _with_bits(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> Figure:
     """Add bits per dimension to a log-likelihood of rows: masses of bits or grey levels, and densities of dequantized ones."""
-    if not isinstance(x, Tensor) or x.dim() < 2 or not (figure.name == "ELBO" or figure.name.startswith("log p(x)")):
+    if not isinstance(x, Tensor) or x.dim() < 2:
         return figure
     spread = dataset.levels if dataset and dataset.dequantize else None
     if dataset and dataset.levels and not spread and _is_density(pair, x):

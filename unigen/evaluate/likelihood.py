@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from torch import Tensor
 
 from unigen.engines.draw import Draw
@@ -41,6 +42,7 @@ __all__ = [
     "importance_weighted_sandwich",
     "log_importance_weights",
     "log_likelihood",
+    "warning_of_factors",
 ]
 
 # numbers of data space evaluated in one piece: what lies near the cache of a processor is the fastest there, and on a GPU
@@ -66,9 +68,21 @@ def log_likelihood(pair: Pair, x: Any, particles: int = 500, seed: int = 0) -> F
     if isinstance(pair.model, BoltzmannMachine):
         return boltzmann_log_likelihood(pair, x, log_partition(pair))
     if pair.likelihood == "exact":
-        return enumerated_log_likelihood(pair, x)
-    per_datum = log_importance_weights(pair, x, particles, seed, lambda weights: bound_of(weights, particles))
-    return bound_figure(per_datum, particles, particles)
+        found = enumerated_log_likelihood(pair, x)
+    else:
+        per_datum = log_importance_weights(pair, x, particles, seed, lambda weights: bound_of(weights, particles))
+        found = bound_figure(per_datum, particles, particles)
+    return replace(found, warning=warning_of_factors(pair, x))
+
+
+@torch.no_grad()
+def warning_of_factors(pair: Pair, x: Any) -> str:
+    """Return a warning where the model has a ``pyro.factor``, whose number nothing holds to be a normalized log density, or ""."""
+    some = pieces_of(pair, pair.bind(x), 2)[0]
+    with isolated(0, device_of(some)), evaluating(pair):
+        sites = Programs(pair).run("model", some).values()
+    factors = ", ".join(repr(site.name) for site in sites if isinstance(base_of(site.fn), Unit))
+    return f"log p(x) only where the model's factors ({factors}) are normalized log densities" if factors else ""
 
 
 @torch.no_grad()

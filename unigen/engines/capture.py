@@ -6,9 +6,8 @@ The eager engine's ``objective`` runs once on the pair itself, which is left as 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +87,7 @@ def capture_phase(
     except Unsupported:
         floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
         if len(floating) < len(stored):
-            with contextlib.suppress(Unsupported):
+            with suppress(Unsupported):
                 return _capture(phase, pair, data, chains, floating)
         raise
 

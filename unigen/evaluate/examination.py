@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -149,6 +150,7 @@ def evaluate(
             parts.append(("calibration", room.calibrated))
     if dataset and protocol.samples:
         parts.append(("samples", lambda: room.samples(dataset, classifier)))
+    warning_of = cache(partial(warning_of_factors, pair, x))  # once, where there is a likelihood at all
     figures: list[Figure] = []
     refusals: list[Refusal] = []
     for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
@@ -158,7 +160,7 @@ def evaluate(
             refusals.append(Refusal(name, str(refused)))
             continue
         room.found += found
-        figures += [_noted(figure, pair, x, dataset) for figure in found]
+        figures += [_noted(figure, pair, x, dataset, warning_of) for figure in found]
     if any(figure.kind == "exact" and figure.name == "log p(x)" for figure in figures):
         refusals = [refusal for refusal in refusals if "log p(x)" not in refusal.name]
     else:
@@ -170,12 +172,12 @@ def _first(data: Any, rows: int) -> Any:
     return data[:rows] if isinstance(data, Tensor) else data
 
 
-def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> Figure:
+def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None, warning_of: Callable[[], str]) -> Figure:
     """Add to a log-likelihood its bits per dimension, and a warning of the model's factors."""
     if figure.name != "ELBO" and not figure.name.startswith("log p(x)"):
         return figure
     if pair.likelihood != "none" and not isinstance(pair.model, BoltzmannMachine):
-        warnings = filter(None, (figure.warning, warning_of_factors(pair, x)))
+        warnings = filter(None, (figure.warning, warning_of()))
         figure = dataclasses.replace(figure, warning="; ".join(warnings))
     return _with_bits(figure, pair, x, dataset)
 

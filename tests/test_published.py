@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -221,10 +222,16 @@ def test_a_verdict_is_the_interval_of_the_paired_difference(better, verdict):
 def test_what_was_not_read_in_print_is_unverified():
     published = {"a": Published(9.0, "somewhere"), "b": Published(7.5, "elsewhere", verified=False)}
     lines = results_table([study(**published)], runs(a=[10.0, 12.0], b=[9.0, 10.0]), lambda name: "a")
-    assert "| 9 | +2.00 |" in lines[2] and "| 7.5 (unverified) | +2.00 |" in lines[3]
+    assert "| 9 | +2.00 ± 1.00 |" in lines[2] and "| 7.5 (unverified) | +2.00 ± 0.50 |" in lines[3]
     assert "−1.50 ± 0.50 from `a`" in lines[3]
     (row,) = claims_table([study(**published)], runs(a=[10.0], b=[9.0]), [Claim(("s", "b"), ("s", "a"))])[2:]
     assert "| −1.50 (unverified) |" in row
+
+
+def test_a_difference_from_print_has_the_error_over_test_rows_where_only_some_were_examined():
+    records = [dataclasses.replace(run, standard_error=2.4) for run in runs(a=[10.0, 12.0])]
+    (line,) = results_table([study(a=Published(9.0, "somewhere"))], records, lambda name: "a", some_rows=True)[2:3]
+    assert "| 11.00 ± 1.00 | 9 | +2.00 ± 2.60 |" in line
 
 
 def test_cells_far_above_print_are_named():

@@ -76,10 +76,12 @@ def publish(
             "",
             f"NLL: the importance-weighted bound with K = {examination.particles} on {rows}, mean ± standard error over seeds. "
             f"Its standard error over test rows, {number(min(errors), 2)} to {number(max(errors), 2)}, is common to all "
-            "routines, and largely cancels from their differences. Unverified: not read in print."
+            "routines, and largely cancels from their differences"
+            f"{'; print is of all test rows, so a difference from it has it in' * bool(examination.test_size)}. "
+            "Unverified: not read in print."
             + _several(records),
             "",
-            *results_table(studies, records, baseline, examination.units),
+            *results_table(studies, records, baseline, examination.units, bool(examination.test_size)),
             "",
             "Verdicts by the 95% t interval of the paired difference over seeds:",
             "",

@@ -55,9 +55,17 @@ def difference(records: Sequence[Record], one: Cell, other: Cell) -> tuple[float
 
 
 def results_table(
-    studies: Sequence[Study], records: Sequence[Record], baseline: Callable[[str], str], units: bool = False
+    studies: Sequence[Study],
+    records: Sequence[Record],
+    baseline: Callable[[str], str],
+    units: bool = False,
+    some_rows: bool = False,
 ) -> list[str]:
-    """Return a Markdown table, one row a study and routine; ``baseline``: the routine that a routine is paired with."""
+    """Return a Markdown table, one row a study and routine; ``baseline``: the routine that a routine is paired with.
+
+    Figures in print are of all test data, so the error of a difference from them is that over seeds, and with ``some_rows``, where
+    the runs were examined on a part, that over test data as well.
+    """
     head = ["networks", "routine", "seeds", "NLL, nats", "published", "ours - published", "paired difference"]
     rows = [head + ["active units"] * units + ["s a run"]]
     for study in studies:
@@ -69,12 +77,14 @@ def results_table(
             mean, error = aggregate([run.nll for run in runs])
             published, other = study.published.get(routine), baseline(routine)
             paired = difference(records, (study.name, routine), (study.name, other)) if other != routine else None
+            over_rows = statistics.fmean(run.standard_error for run in runs) if some_rows else 0.0
+            off = math.hypot(error or 0.0, over_rows) or None
             active = [
                 "+".join(f"{sum(run.active[site] for run in runs) / len(runs):.1f}" for site in runs[0].active)
             ] * units
             rows.append([
                 study.title, f"`{routine}`", str(len(runs)), _shown(mean, error), str(published or ""),
-                signed(mean - published.value) if published else "",
+                f"{signed(mean - published.value)}{_error(off)}" if published else "",
                 f"{signed(paired[0])}{_error(paired[1])} from `{other}`" if paired else "",
                 *active, f"{sum(run.seconds for run in runs) / len(runs):.0f}" + _on(runs),
             ])  # fmt: skip

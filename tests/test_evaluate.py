@@ -25,6 +25,7 @@ from unigen.evaluate.likelihood import bound_of, importance_weighted_curve, log_
 from unigen.evaluate.pareto import k_hat_figures
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.networks import fingerprint, networks
+from unigen.pair import PairError
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 
 SHORT = Protocol(
@@ -216,6 +217,40 @@ def test_a_protocol_is_checked():
     for wrong in ({"test": 0}, {"particles": 0}, {"partition": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Protocol(**wrong)
+
+
+def test_data_of_several_arguments_are_one_tuple_cut_to_the_rows_asked_for(digits):
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5).to_event(1))
+
+    pair, x, y = Pair(model, guide), torch.randn(40, 1), torch.randn(40, 1)
+    exact = dist.Normal(y, 2**0.5).log_prob(x).squeeze(-1)
+    for data in ((x, y), {"y": y, "x": x}):
+        found = evaluate(pair, data, dataclasses.replace(SHORT, test=10), quick=True)["ELBO"]
+        assert torch.allclose(found.per_datum.float(), exact[:10], atol=1e-5)
+    with pytest.raises(PairError, match=r"the protocol is a Tensor; .* evaluate\(pair, \(x, y\)\)"):
+        evaluate(pair, x, y)
+
+
+def test_a_series_that_is_one_datum_is_not_cut():
+    def model(x):
+        level = pyro.sample("level", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(level.expand(*level.shape[:-1], len(x)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        variance = 1 / (len(x) + 1)
+        pyro.sample("level", dist.Normal(variance * x.sum(0, keepdim=True), variance**0.5).to_event(1))
+
+    series = torch.randn(30)
+    exact = dist.MultivariateNormal(torch.zeros(30), torch.eye(30) + 1).log_prob(series)
+    found = evaluate(Pair(model, guide, batch_plate=None), series, dataclasses.replace(SHORT, test=10), quick=True)
+    assert found["ELBO"].value == pytest.approx(float(exact), abs=1e-4)
 
 
 # -- directories -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
-from unigen.engines.programs import RAISED, Programs, reason_of
+from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of, support_of
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
@@ -163,7 +163,7 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
 
 def _warn_of_another_plate(programs: Programs, data: dict[str, Any], sites: list[Site]) -> None:
     """Warn where every site is in one plate of the data's rows, whose name is not that of the pair's batch plate."""
-    rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+    rows = rows_of(data)
     wanted = programs.pair.batch_plate
     if wanted is None or programs.layout(data).batched or not sites or rows < 2:
         return

@@ -11,7 +11,7 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
+from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, rows_of, taken
 from unigen.engines.sites import Site, base_of, check_sampler
 from unigen.pair import PairError
 from unigen.streams import isolated
@@ -64,7 +64,7 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows, and not
     of adversarial pairs, whose discriminators may look at a batch.
     """
-    rows = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+    rows = rows_of(data)
     if rows < 4 or programs.pair.likelihood == "none" or not programs.layout(data).batched:
         return None
     start = rows // 2

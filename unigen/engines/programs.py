@@ -168,6 +168,11 @@ def device_of(data: Mapping[str, Any]) -> torch.device:
     return next((value.device for value in data.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
 
+def rows_of(data: Mapping[str, Any]) -> int:
+    """Return the rows of the first tensor that has any, 0 where none has."""
+    return next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+
+
 def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:
     """Return some rows of a batch of ``total``; what has not one row a datum goes whole."""
     return {

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.data import Dataset, spread
-from unigen.engines.programs import Programs
+from unigen.engines.programs import Programs, rows_of, taken
 from unigen.engines.sites import base_of, support_of
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
@@ -126,9 +126,12 @@ def evaluate(
     >>> evaluate(rbm(6, 4), bits)["log p(x)"].kind
     'exact'
     """
+    if not isinstance(protocol, Protocol | None):
+        kind = type(protocol).__name__
+        raise PairError(f"the protocol is a {kind}; data of several arguments are one tuple: evaluate(pair, (x, y))")
     protocol = protocol or Protocol()
     dataset = data if isinstance(data, Dataset) else None
-    x = spread(dataset.test, protocol.test).to(device) if dataset else _first(data, protocol.test)
+    x = spread(dataset.test, protocol.test).to(device) if dataset else _first(pair, data, protocol.test)
     held_out = validation if validation is not None else dataset.validation if dataset else None
     room = _Room(pair, x, held_out, protocol, quick, seed, progress)
     parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []
@@ -168,8 +171,13 @@ def evaluate(
     return Examination(tuple(figures), tuple(refusals), room.made, room.calibration)
 
 
-def _first(data: Any, rows: int) -> Any:
-    return data[:rows] if isinstance(data, Tensor) else data
+def _first(pair: Pair, data: Any, rows: int) -> Any:
+    """Return the first rows of data; the whole where a batch is one datum, such as a series."""
+    named = pair.bind(data)
+    total = rows_of(named)
+    if total <= rows or not Programs(pair).layout(named).batched:
+        return data
+    return data[:rows] if isinstance(data, Tensor) else taken(named, total, slice(rows))
 
 
 def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None, warning_of: Callable[[], str]) -> Figure:
@@ -263,7 +271,7 @@ class _Room:
 
     def annealed(self) -> Iterator[Figure]:
         if self._known("log p(x)") is None:
-            x = _first(self.x, self.protocol.annealed)
+            x = _first(self.pair, self.x, self.protocol.annealed)
             yield annealed_log_likelihood(self.pair, x, self.protocol.annealing, self.seed, self.progress)
 
     def observation(self) -> Iterator[Figure]:

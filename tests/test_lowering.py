@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -703,8 +704,6 @@ POOLED: dict[str, Function] = {
     "average of a number": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, (2, 3)),
     "global": lambda x: F.adaptive_avg_pool2d(x, 1),
-    "nearest": lambda x: F.interpolate(x, scale_factor=2, mode="nearest"),
-    "nearest of a size": lambda x: F.interpolate(x, (7, 4)),
     "pixels": lambda x: F.pixel_shuffle(x[:, :1].expand(-1, 4, -1, -1), 2),
     "positions": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
 }
@@ -713,6 +712,55 @@ POOLED: dict[str, Function] = {
 @pytest.mark.parametrize("name", POOLED)
 def test_pooling(name: str) -> None:
     agree(lambda x: POOLED[name](x) * 2, tensor(4, (2, 2, 5, 6)))
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "twice": {"scale_factor": 2},
+    "a size": {"size": (7, 4)},
+    "a factor": {"scale_factor": (1.7, 0.6)},
+    "a factor of the sizes": {"scale_factor": (1.7, 0.6), "recompute_scale_factor": True},
+}
+
+
+UPSAMPLED = {1: ["nearest", "nearest-exact", "linear"], 3: ["nearest", "nearest-exact", "trilinear"]}
+UPSAMPLED[2] = ["nearest", "nearest-exact", "bilinear", "bicubic", "bilinear, aa", "bicubic, aa"]
+
+
+def upsampled(mode: str, **more: Any) -> Function:
+    return partial(F.interpolate, mode=mode.split(",")[0], antialias=mode.endswith("aa"), **more)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", UPSAMPLED[2])
+def test_upsampling(mode: str, size: str) -> None:
+    for aligned in (None,) if "nearest" in mode else (False, True):
+        agree(upsampled(mode, align_corners=aligned, **SIZES[size]), tensor(4, (2, 2, 5, 6)))
+
+
+@pytest.mark.parametrize(("dimensions", "mode"), [(d, mode) for d in (1, 3) for mode in UPSAMPLED[d]])
+def test_upsampling_in_one_dimension_and_in_three(dimensions: int, mode: str) -> None:
+    agree(upsampled(mode, size=(3, 7, 5)[:dimensions]), tensor(4, (2, 2, 2, 3, 4)[: 2 + dimensions]))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+def test_sampling_at_the_points_of_a_grid(mode: str, padding: str, aligned: bool) -> None:
+    sample = partial(F.grid_sample, mode=mode, padding_mode=padding, align_corners=aligned)
+    agree(sample, tensor(4, (2, 3, 4, 5)), 1.5 * tensor(5, (2, 3, 2, 2)))
+    agree(sample, tensor(4, (2, 3, 1, 5)), 0.9 * tensor(5, (2, 3, 2, 2)))
+    if mode != "bicubic":
+        agree(sample, tensor(4, (1, 2, 2, 3, 4)), 1.5 * tensor(5, (1, 2, 3, 2, 3)))
+
+
+def test_a_spatial_transformer_that_leaves_the_picture_as_it_is() -> None:
+    def function(x: Tensor, theta: Tensor) -> Tensor:
+        return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=True), "bilinear", "border", True)
+
+    same = torch.eye(2, 3, dtype=torch.float64).expand(2, 2, 3).contiguous()
+    agree(function, tensor(4, (2, 1, 3, 4)), same)
+    turned = (same + 0.1 * tensor(5, same.shape)).float()
+    agree(function, tensor(4, (2, 1, 3, 4)).float(), turned, tolerance=1e-5)
 
 
 NORMALIZED: dict[str, Function] = {
@@ -994,6 +1042,11 @@ def _cases() -> list[tuple[Function, tuple[Tensor, ...]]]:
     cases += [(f, (tensor(1, (4, 2)),)) for f in ORDERED.values()]
     cases += [(f, tuple(tensor(i, s) for i, s in enumerate(shapes))) for f, shapes in ALGEBRA.values()]
     cases += [(f, (tensor(4, (2, 2, 5, 6)),)) for f in POOLED.values()]
+    cases += [(upsampled(mode, size=2), (tensor(4, (1, 1, *[3] * d)),)) for d in UPSAMPLED for mode in UPSAMPLED[d]]
+    cases += [
+        (partial(F.grid_sample, align_corners=True), (tensor(4, (1, 1, *[3] * d)), tensor(5, (1, *[2] * d, d))))
+        for d in (2, 3)
+    ]
     cases += [(f, (tensor(5, (2, 3, 4)), tensor(6, (4,)), tensor(8, (4,)))) for f in NORMALIZED.values()]
     cases += [(lambda x, w: F.conv1d(x, w), (tensor(0, (1, 2, 5)), tensor(1, (3, 2, 2))))]
     cases += [(f, ()) for f, _ in RANDOM.values()]

@@ -9,6 +9,7 @@ from unigen.engines.operations import (  # noqa: F401  (each enters its operatio
     normalization,
     random,
     reductions,
+    resampling,
     shapes,
 )
 from unigen.engines.operations.table import TABLE, Operation, find, functional_name, operation

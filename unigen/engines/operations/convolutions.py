@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy
 
+from unigen.engines.operations.resampling import along
 from unigen.engines.operations.table import operation
 
 __all__: list[str] = []
@@ -111,21 +112,6 @@ def _convolution_backward(
     by_x, by_weight = jax.vjp(forward, x, weight)[1](grad)
     by_bias = jnp.sum(grad, (0, *range(2, grad.ndim)))
     return tuple(part if want else None for part, want in zip((by_x, by_weight, by_bias), wanted, strict=True))
-
-
-@operation("upsample_nearest2d.default")
-def _nearest(x: Any, sizes: Any, *scales: Any) -> Any:
-    for axis, (size, out) in enumerate(zip(x.shape[-2:], sizes, strict=True), -2):
-        scale = 1 / scales[axis + 2] if len(scales) == 2 and scales[axis + 2] else size / out
-        place = numpy.minimum((numpy.arange(out) * scale).astype(int), size - 1)
-        x = jnp.take(x, place, x.ndim + axis)
-    return x
-
-
-@operation("upsample_nearest2d_backward.default")
-def _nearest_backward(grad: Any, sizes: Any, input_sizes: Any, *scales: Any) -> Any:
-    x = jnp.zeros(tuple(input_sizes), grad.dtype)
-    return jax.vjp(lambda x: _nearest(x, sizes, *scales), x)[1](grad)[0]
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------------
@@ -228,7 +214,7 @@ def _adaptive(x: Any, sizes: Any) -> Any:
         for place in range(out):
             start, end = place * size // out, -(-(place + 1) * size // out)
             weights[place, start:end] = 1 / (end - start)
-        x = jnp.moveaxis(jnp.matmul(jnp.moveaxis(x, axis, -1), weights.T.astype(x.dtype), precision=EXACT), -1, axis)
+        x = along(x, axis, weights.T)
     return x
 
 

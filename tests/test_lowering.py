@@ -188,6 +188,7 @@ UNARY: dict[str, tuple[Function, str]] = {
     "selu": (F.selu, "real"),
     "softplus": (lambda x: F.softplus(x, 2.0, 10.0), "wide"),
     "softshrink": (lambda x: F.softshrink(x, 0.7), "real"),
+    "hardshrink": (lambda x: F.hardshrink(x, 0.7), "real"),
     "silu": (F.silu, "wide"),
     "gelu": (F.gelu, "real"),
     "gelu by tanh": (lambda x: F.gelu(x, approximate="tanh"), "real"),
@@ -564,7 +565,11 @@ ORDERED: dict[str, Function] = {
     "lowest": lambda x: x.topk(2, 0, largest=False).values,
     "searchsorted": lambda x: torch.searchsorted(x.detach().sort(-1).values, x.detach() + 0.1, right=True),
     "bucketize": lambda x: torch.bucketize(x.detach(), torch.tensor([-1.0, 0.0, 0.5]).double()),
-    "median": lambda x: x.sort(0).values[1] * 2,
+    "second": lambda x: x.sort(0).values[1] * 2,
+    "kthvalue": lambda x: x.kthvalue(2, 0).values * 2,
+    "median": lambda x: x.median(-1, keepdim=True).values * 2,
+    "median of all": lambda x: x.median() * 2,
+    "median that is none": lambda x: torch.where(x > x.max() - 0.1, torch.nan, x.detach()).median(0).values,
 }
 
 
@@ -589,6 +594,7 @@ def _square(x: Tensor) -> Tensor:
 
 
 ALGEBRA: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
+    "exponential": (lambda x: torch.linalg.matrix_exp(x) * 2, ((2, 3, 3),)),
     "mm": (lambda x, y: x @ y, ((2, 3), (3, 5))),
     "bmm": (lambda x, y: x @ y, ((4, 2, 3), (4, 3, 5))),
     "batches": (lambda x, y: x @ y, ((4, 1, 2, 3), (2, 3, 5))),
@@ -706,6 +712,15 @@ POOLED: dict[str, Function] = {
     "global": lambda x: F.adaptive_avg_pool2d(x, 1),
     "pixels": lambda x: F.pixel_shuffle(x[:, :1].expand(-1, 4, -1, -1), 2),
     "positions": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
+    "adaptive, the largest": lambda x: F.adaptive_max_pool2d(x, (2, 3)),
+    "adaptive, the largest, of wide and narrow windows": lambda x: F.adaptive_max_pool2d(x, (3, 4)),
+    "replicated": lambda x: F.pad(x, (1, 2, 0, 3), "replicate"),
+    "replicated rows": lambda x: F.pad(x[0], (1, 2), "replicate"),
+    "replicated, solid": lambda x: F.pad(x[None], (1, 2, 0, 3, 1, 0), "replicate"),
+    "max, solid": lambda x: F.max_pool3d(x[None], (1, 3, 2), 2, (0, 1, 1)),
+    "average, solid": lambda x: F.avg_pool3d(x[None], 2, (1, 2, 2), (1, 0, 1), ceil_mode=True),
+    "adaptive, solid": lambda x: F.adaptive_avg_pool3d(x[None], (1, 2, 3)),
+    "adaptive, the largest, solid": lambda x: F.adaptive_max_pool3d(x[None], (1, 2, 3)),
 }
 
 

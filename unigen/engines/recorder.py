@@ -55,7 +55,9 @@ class _Recorder(TorchDispatchMode):
             taken_apart = _decompositions().get(func)
             if taken_apart is not None:
                 with self:
-                    return taken_apart(*args, **named)
+                    found = taken_apart(*args, **named)
+                if found is not NotImplemented:  # some take only some arguments apart
+                    return found
             if func._can_decompose():  # below autograd, where a composition arrives whole
                 with self:
                     return func.decompose(*args, **named)

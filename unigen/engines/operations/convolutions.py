@@ -7,6 +7,7 @@ ten times slower there.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -125,11 +126,14 @@ def _windows(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, 
     ends = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(out, stride, dilation, kernel, strict=True)]
     padded = [max(size, end) for size, end in zip(padded, ends, strict=True)]
     for o, s, d, k, size in zip(out, stride, dilation, kernel, padded, strict=True):
-        place = numpy.arange(o)[:, None] * s + numpy.arange(k)[None] * d  # (places, offsets)
-        offsets = (offsets[:, None, :, None] * size + place[None, :, None]).reshape(
-            offsets.shape[0] * o, offsets.shape[1] * k
-        )
+        offsets = _crossed(offsets, size, numpy.arange(o)[:, None] * s + numpy.arange(k)[None] * d)
     return offsets, padded
+
+
+def _crossed(offsets: Any, size: int, places: Any) -> Any:
+    """Return flat positions (windows, cells) with one more axis, of this size, in which the windows have these places."""
+    rows, columns = numpy.multiply(offsets.shape, places.shape)
+    return (offsets[:, None, :, None] * size + places[None, :, None]).reshape(rows, columns)
 
 
 def _gathered(x: Any, spatial: int, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Any, fill: Any) -> Any:
@@ -155,69 +159,85 @@ def _geometry(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, cei
     return kernel, stride, padding, dilation, out
 
 
-@operation("max_pool2d_with_indices")
 def _max_pool(
-    x: Any, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False
-) -> Any:
-    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, dilation, ceil)
-    at = (2, kernel, stride, padding, dilation, out)
+    x: Any, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False, *, spatial: int
+) -> Any:  # fmt: skip
+    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, dilation, ceil, spatial)
+    at = (spatial, kernel, stride, padding, dilation, out)
+    lead, sizes = x.shape[:-spatial], x.shape[-spatial:]
     windows = _gathered(x, *at, -jnp.inf)
-    flat = jnp.arange(x.shape[-2] * x.shape[-1]).reshape(x.shape[-2:])
+    flat = jnp.arange(math.prod(sizes)).reshape(sizes)
     positions = jnp.broadcast_to(_gathered(flat, *at, -1), windows.shape)
     best = jnp.argmax(windows, -1, keepdims=True)
-    shape = (*x.shape[:-2], *out)
-    value = jnp.take_along_axis(windows, best, -1).reshape(shape)
-    return value, jnp.take_along_axis(positions, best, -1).reshape(shape)
+    value = jnp.take_along_axis(windows, best, -1).reshape(*lead, *out)
+    return value, jnp.take_along_axis(positions, best, -1).reshape(*lead, *out)
 
 
-@operation("max_pool2d_with_indices_backward")
-def _max_pool_backward(
-    grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indices: Any
-) -> Any:
-    lead = x.shape[:-2]
-    rows, at = grad.reshape(-1, grad.shape[-1] * grad.shape[-2]), indices.reshape(-1, grad.shape[-1] * grad.shape[-2])
-    flat = jnp.zeros((len(rows), x.shape[-1] * x.shape[-2]), grad.dtype)
-    return flat.at[numpy.arange(len(rows))[:, None], at].add(rows).reshape(*lead, *x.shape[-2:])
+def _max_pool_backward(grad: Any, x: Any, *geometry_and_indices: Any, spatial: int) -> Any:
+    lead, sizes = x.shape[:-spatial], x.shape[-spatial:]
+    rows = grad.reshape(math.prod(lead), -1)
+    at = geometry_and_indices[-1].reshape(rows.shape)
+    flat = jnp.zeros((len(rows), math.prod(sizes)), grad.dtype)
+    return flat.at[numpy.arange(len(rows))[:, None], at].add(rows).reshape(x.shape)
 
 
-@operation("avg_pool2d")
 def _avg_pool(
     x: Any, kernel: Any, stride: Any = (), padding: Any = (0,), ceil: bool = False, with_padding: bool = True,
-    divisor: Any = None,
+    divisor: Any = None, *, spatial: int,
 ) -> Any:  # fmt: skip
-    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, (1,), ceil)
-    at = (2, kernel, stride, padding, dilation, out)
-    total = _gathered(x, *at, 0).sum(-1).reshape(*x.shape[:-2], *out)
+    kernel, stride, padding, dilation, out = _geometry(x, kernel, stride, padding, (1,), ceil, spatial)
+    at = (spatial, kernel, stride, padding, dilation, out)
+    total = _gathered(x, *at, 0).sum(-1).reshape(*x.shape[:-spatial], *out)
     if divisor is not None:
         return total / divisor
-    cells = jnp.ones(x.shape[-2:], x.dtype)
+    cells = jnp.ones(x.shape[-spatial:], x.dtype)
     if with_padding:  # the cells of the padding count, those past it do not
         cells = jnp.pad(cells, [(p, p) for p in padding], constant_values=1)
-        at = (2, kernel, stride, [0, 0], dilation, out)
+        at = (spatial, kernel, stride, [0] * spatial, dilation, out)
     return total / _gathered(cells, *at, 0).sum(-1).reshape(*out)
 
 
-@operation("avg_pool2d_backward")
-def _avg_pool_backward(
-    grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, with_padding: bool, divisor: Any
-) -> Any:
-    def forward(x: Any) -> Any:
-        return _avg_pool(x, kernel, stride, padding, ceil, with_padding, divisor)
-
-    return jax.vjp(forward, x)[1](grad)[0]
+def _avg_pool_backward(grad: Any, x: Any, *geometry: Any, spatial: int) -> Any:
+    return jax.vjp(lambda x: _avg_pool(x, *geometry, spatial=spatial), x)[1](grad)[0]
 
 
-@operation("_adaptive_avg_pool2d")
+def _shares(size: int, out: int) -> list[tuple[int, int]]:
+    """Return where each of the windows that share an axis starts and ends."""
+    return [(place * size // out, -(-(place + 1) * size // out)) for place in range(out)]
+
+
 def _adaptive(x: Any, sizes: Any) -> Any:
-    for axis, (size, out) in enumerate(zip(x.shape[-2:], sizes, strict=True), -2):
-        weights = numpy.zeros((out, size))
-        for place in range(out):
-            start, end = place * size // out, -(-(place + 1) * size // out)
-            weights[place, start:end] = 1 / (end - start)
-        x = along(x, axis, weights.T)
+    for axis, out in enumerate(sizes, -len(sizes)):
+        weights = numpy.zeros((x.shape[axis], out))
+        for place, (start, end) in enumerate(_shares(*weights.shape)):
+            weights[start:end, place] = 1 / (end - start)
+        x = along(x, axis, weights)
     return x
 
 
-@operation("_adaptive_avg_pool2d_backward")
-def _adaptive_backward(grad: Any, x: Any) -> Any:
-    return jax.vjp(lambda x: _adaptive(x, grad.shape[-2:]), x)[1](grad)[0]
+def _adaptive_max(x: Any, sizes: Any) -> Any:
+    lead = x.shape[: -len(sizes)]
+    at = numpy.zeros((1, 1), int)
+    for size, out in zip(x.shape[-len(sizes) :], sizes, strict=True):
+        start, end = numpy.array(_shares(size, out)).T[..., None]
+        at = _crossed(at, size, numpy.minimum(start + numpy.arange((end - start).max()), end - 1))  # narrow ones repeat
+    windows = x.reshape(*lead, -1)[..., at]
+    best = jnp.argmax(windows, -1, keepdims=True)
+    positions = jnp.take_along_axis(jnp.broadcast_to(at, windows.shape), best, -1)
+    return jnp.take_along_axis(windows, best, -1).reshape(*lead, *sizes), positions.reshape(*lead, *sizes)
+
+
+def _adaptive_backward(grad: Any, x: Any, *, spatial: int) -> Any:
+    return jax.vjp(lambda x: _adaptive(x, grad.shape[-spatial:]), x)[1](grad)[0]
+
+
+for _spatial in (2, 3):
+    operation(f"max_pool{_spatial}d_with_indices")(partial(_max_pool, spatial=_spatial))
+    operation(f"max_pool{_spatial}d_with_indices_backward", f"adaptive_max_pool{_spatial}d_backward")(
+        partial(_max_pool_backward, spatial=_spatial)
+    )
+    operation(f"avg_pool{_spatial}d")(partial(_avg_pool, spatial=_spatial))
+    operation(f"avg_pool{_spatial}d_backward")(partial(_avg_pool_backward, spatial=_spatial))
+    operation(f"adaptive_max_pool{_spatial}d")(_adaptive_max)
+    operation(f"_adaptive_avg_pool{_spatial}d")(_adaptive)
+    operation(f"_adaptive_avg_pool{_spatial}d_backward")(partial(_adaptive_backward, spatial=_spatial))

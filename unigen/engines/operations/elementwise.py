@@ -176,7 +176,7 @@ def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     return jnp.where(scaled > threshold, x, jnp.log1p(jnp.exp(jnp.minimum(scaled, threshold))) / beta)
 
 
-@operation("softshrink_backward")
+@operation("softshrink_backward", "hardshrink_backward")
 def _softshrink_backward(grad: Any, x: Any, threshold: Any) -> Any:
     return jnp.where(jnp.abs(x) > threshold, grad, 0)
 

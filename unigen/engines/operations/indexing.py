@@ -161,6 +161,31 @@ def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tr
     return tuple(jax.lax.slice_in_dim(part, 0, k, axis=dim % x.ndim) for part in (values, order))
 
 
+@operation("kthvalue")
+def _kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    if x.ndim == 0:
+        return x, jnp.zeros((), int)
+    order = jnp.take(jnp.argsort(x, dim, stable=True), jnp.array([k - 1]), dim)
+    value = jnp.take_along_axis(x, order, dim)
+    return (value, order) if keepdim else (value.squeeze(dim), order.squeeze(dim))
+
+
+@operation("median.dim")
+def _median(x: Any, dim: int = -1, keepdim: bool = False) -> Any:
+    """Of an even number the lower of the two; not a number where one of them is none."""
+    if x.ndim == 0:
+        return x, jnp.zeros((), int)
+    value, order = _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    none = jnp.isnan(x)
+    some = none.any(dim, keepdims=keepdim)
+    return jnp.where(some, jnp.nan, value), jnp.where(some, none.argmax(dim, keepdims=keepdim), order)
+
+
+@operation("median.default")
+def _median_of_all(x: Any) -> Any:
+    return _median(x.reshape(-1))[0]
+
+
 @operation("searchsorted.Tensor")
 def _searchsorted(
     boundaries: Any, x: Any, *, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None

@@ -67,6 +67,11 @@ def _cholesky_solve(b: Any, factor: Any, upper: bool = False) -> Any:
     return jax.scipy.linalg.cho_solve((factor, not upper), b)
 
 
+@operation("linalg_matrix_exp")
+def _matrix_exp(x: Any) -> Any:
+    return jax.scipy.linalg.expm(x)
+
+
 @operation("linalg_inv_ex")
 def _inverse(x: Any, *, check_errors: bool = False) -> Any:
     return jnp.linalg.inv(x), jnp.zeros(x.shape[:-2], jnp.int32)

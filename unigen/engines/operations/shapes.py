@@ -274,3 +274,9 @@ def _truncated(x: Any, dtype: Any) -> Any:
 @operation("zero")
 def _zero(x: Any) -> Any:
     return jnp.zeros_like(x)
+
+
+@operation("replication_pad1d_backward", "replication_pad2d_backward", "replication_pad3d_backward")
+def _replication_pad_backward(grad: Any, x: Any, padding: Any) -> Any:
+    widths = [(0, 0)] * (x.ndim - len(padding) // 2) + list(zip(padding[::2], padding[1::2], strict=True))[::-1]
+    return jax.vjp(lambda x: jnp.pad(x, widths, mode="edge"), x)[1](grad)[0]

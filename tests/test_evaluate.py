@@ -238,6 +238,19 @@ def test_data_of_several_arguments_are_one_tuple_cut_to_the_rows_asked_for(digit
         evaluate(pair, x, y)
 
 
+def test_rows_outside_of_a_plate_are_refused(digits):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+    found = evaluate(Pair(model, guide), torch.randn(40, 1), SHORT, quick=True)
+    assert not found.figures
+    assert all("put its rows in pyro.plate('data', len(x))" in refusal.why for refusal in found.refusals)
+
+
 def test_a_series_that_is_one_datum_is_not_cut():
     def model(x):
         level = pyro.sample("level", dist.Normal(torch.zeros(1), 1.0).to_event(1))

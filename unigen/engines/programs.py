@@ -94,12 +94,12 @@ class Programs:
         """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
         names = self.pair.arguments if which == "model" else self.pair.guide_arguments
         arguments = {name: data[name] for name in names if name in data}
-        nesting = 0 if particles is None else self.layout(data).nesting  # before Record, which would record the probe
+        layout = None if particles is None else self.layout(data)  # before Record, which would record the probe
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
             record = stack.enter_context(Record(values or {}, dream, detach))
-            if particles is not None:
-                stack.enter_context(pyro.plate("_particles", particles, dim=-1 - nesting))
+            if particles is not None and layout is not None:
+                stack.enter_context(_side_by_side(which, self.pair, particles, layout))
             if frozen:
                 stack.enter_context(self.held(which))
             self.pair.runner(which)(**arguments)
@@ -144,6 +144,23 @@ class Programs:
                 "observe one with pyro.sample(name, ..., obs=name)"
             )
         return dreamt
+
+
+@contextmanager
+def _side_by_side(which: str, pair: Pair, particles: int, layout: Layout) -> Iterator[None]:
+    """Run a program for several particles at once, in a plate on the left of its own."""
+    try:
+        with pyro.plate("_particles", particles, dim=-1 - layout.nesting):
+            yield
+    except ValueError as error:
+        if isinstance(error, PairError) or "plate('_particles')" not in str(error):
+            raise
+        rows = pair.batch_plate is not None and not layout.batched
+        raise PairError(
+            f"the {which} does not run for several particles, which stand before the data ({reason_of(error)}); "
+            + f"put its rows in pyro.plate('{pair.batch_plate}', len(x)), and " * rows
+            + "declare the own dimensions of its sites with .to_event()"
+        ) from error
 
 
 @contextmanager

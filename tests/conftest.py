@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ def _random_streams_restored():
     """Leave the global random stream of every test as it was found, so that no test depends on another's draws."""
     with torch.random.fork_rng(devices=[] if torch.get_default_device().type == "cpu" else None):
         yield
+
+
+@pytest.fixture
+def in_double() -> Iterator[None]:
+    """Double precision by default, as Pyro's inverse autoregressive transforms want it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

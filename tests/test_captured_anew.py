@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from worlds import InverseFlow
 
 from unigen.engines import ENGINES, engine_named
 from unigen.engines.draw import Draw
@@ -26,7 +27,7 @@ from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs import latent
 from unigen.phases import PHI, Optimizer, Phase, Wake
-from unigen.routines import vae
+from unigen.routines import maximum_likelihood, vae
 from unigen.training import fit
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -306,6 +307,34 @@ def test_a_handler_that_the_caller_enters_counts(engine: str) -> None:
                 fit(DATA, routine, pair, optimizers, steps=1, engine=name, progress=False)
         ends.append([parameter.detach() for parameter in pair.guide.parameters()])
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_permutation_that_a_program_looks_at(engine: str, in_double: None) -> None:
+    """An inverse autoregressive flow goes through the numbers of a buffer, and is captured anew where they are others."""
+    ends, x = [], torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    start = Pair(InverseFlow(), likelihood="exact")
+    start.model.norm = nn.Identity()
+    routine = maximum_likelihood()
+    for name in ("eager", engine):
+        pair = copy.deepcopy(start)
+        optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.1))
+        found = []
+        for _ in range(3):
+            fit(x, routine, pair, optimizers, steps=2, engine=name, progress=False)
+            found.append([parameter.detach().clone() for parameter in pair.parameters()])
+            permutation = pair.model.step.arn.permutation
+            permutation.copy_(permutation.roll(1))
+        ends.append(found)
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+def test_a_buffer_that_is_looked_at_and_written_to_is_refused(in_double: None) -> None:
+    pair = Pair(InverseFlow(), likelihood="exact")
+    before = copy.deepcopy(pair.state_dict())
+    with pytest.raises(Unsupported, match="_local_scalar_dense"):
+        fit(torch.randn(5, 3), maximum_likelihood(), pair, steps=1, engine="compiled", progress=False)
+    torch.testing.assert_close(pair.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])

@@ -6,7 +6,7 @@ The noise is what torch drew: the eager step's random results are recorded (``Dr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from cases import CASES, Case, exact
 from pyro.nn import PyroModule
 from replay import noises, prepare
 from torch import Tensor, nn
-from worlds import WORLDS
+from worlds import WORLDS, InverseFlow
 
 from unigen import routines
 from unigen.engines import eager, xla
@@ -308,33 +308,10 @@ def test_flows(kind: str) -> None:
     assert max(twins(routine, pair, batches, lambda pair: optimizers_for(routine, pair))[2].values()) <= 1e-9
 
 
-class Inverse(PyroModule):
-    """x by an inverse autoregressive flow, whose density goes through the numbers of a permutation, one after another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step = dist.transforms.affine_autoregressive(3, [4])
-        self.norm = nn.BatchNorm1d(3)  # has a buffer of whole numbers that each step writes to
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            base = dist.Normal(torch.zeros_like(x), self.norm(x.detach()).abs() + 1).to_event(1)
-            pyro.sample("x", dist.TransformedDistribution(base, [self.step]), obs=x)
-
-
-@pytest.fixture
-def in_double() -> Iterator[None]:
-    """Double precision by default, as Pyro's inverse autoregressive transforms want it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_flow_that_looks_at_its_permutation(normalized: bool, in_double: None) -> None:
     """The permutation is a constant until it changes; where another such buffer has to be written to, that is refused."""
-    pair = Pair(Inverse(), likelihood="exact")
+    pair = Pair(InverseFlow(), likelihood="exact")
     if not normalized:
         pair.model.norm = nn.Identity()
     batches = [[torch.randn(5, 3)] for _ in range(6)]

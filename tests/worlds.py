@@ -532,6 +532,20 @@ class Stretch(TransformModule):
         return self.c.sum().expand(u.shape[:-1])
 
 
+class InverseFlow(PyroModule):
+    """x by an inverse autoregressive flow, whose density goes through the numbers of a permutation, one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = dist.transforms.affine_autoregressive(3, [4])
+        self.norm = nn.BatchNorm1d(3)  # has a buffer of whole numbers that each step writes to
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros_like(x), self.norm(x.detach()).abs() + 1).to_event(1)
+            pyro.sample("x", dist.TransformedDistribution(base, [self.step]), obs=x)
+
+
 class FlowPrior(NormalModel):
     """z = a + exp(c) u, u ~ N(0, I), and x as in ``NormalModel``."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from unigen.engines.pure import capture, chains_of, gradient
 from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
-from unigen.pair import Pair
+from unigen.pair import Pair, Unsupported
 from unigen.phases import Phase, Routine
 
 __all__ = ["CHUNK", "advance"]
@@ -70,9 +71,27 @@ class _Phase:
         self.rates_now: list[float] = []
         self.moved: list[Tensor] = []  # those of its own that have a gradient
         self.counted: list[int] = []  # the places of their counts of updates among those of the optimizers
-        self.graph = capture(self._run, self._arguments(tensors, data), "compiled")
+        self.looked: list[tuple[Tensor, int]] = []  # constants, and their versions
+        self.graph = self._captured(self._arguments(tensors, data))
         self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
+
+    def _captured(self, arguments: list[Tensor]) -> torch.fx.GraphModule:
+        """Return the graph; of a program that looks at the numbers in a buffer with those of whole numbers as constants."""
+        try:
+            return capture(self._run, arguments, "compiled")
+        except Unsupported:
+            whole = [own for own in self.pair.group_buffers("theta", "phi", "psi") if not own.is_floating_point()]
+            self.looked = [(own, own._version) for own in whole]
+            if whole:
+                with suppress(Unsupported):
+                    return capture(self._run, arguments, "compiled", whole)
+            raise
+
+    @property
+    def stale(self) -> bool:
+        """Whether a constant of the graph has changed since."""
+        return any(own._version != version for own, version in self.looked)
 
     def held(self, tensors: _Tensors) -> list[Tensor]:
         """Return what the graph reads and writes in place."""
@@ -94,7 +113,8 @@ class _Phase:
         chains = {key: next(following) for key in self.chains}
         data = self.fixed | dict(zip(self.names, following, strict=True))
 
-        written = {key: buffer.clone() for key, buffer in buffers.items()}
+        constant = {id(own) for own, _ in self.looked}
+        written = {key: buffer.clone() for key, buffer in buffers.items() if key not in constant}
         new = {id(own): parameters[id(own)].clone() for own in self.own} if self.phase.solve else {}
         after = dict(chains)
         value, slopes = gradient(self.phase, pair, data, parameters | new, written, after)
@@ -120,7 +140,8 @@ class _Phase:
                 for own, end in zip(self.own, ends, strict=True):
                     parameters[id(own)].copy_(end)
             for own in pair.group_buffers(*self.phase.move):
-                buffers[id(own)].copy_(written[id(own)])
+                if id(own) in written:
+                    buffers[id(own)].copy_(written[id(own)])
             for key, chain in chains.items():
                 chain.copy_(after[key])
         return [value, *(found[id(own)] for own in self.moved)] if self.separate else [value]
@@ -172,7 +193,7 @@ class _Step:
             for repetition in range(phase.steps):
                 place = (repetition - 1) % (len(batch) - 1) + 1 if repetition and len(batch) > 1 else 0
                 key = (phase, mode, own.rules, shapes_of(batch[place]))
-                if key not in pair.compiled:
+                if key not in pair.compiled or pair.compiled[key].stale:
                     pair.compiled[key] = _Phase(phase, pair, own, batch[place])
                     settled(phases, pair)
                 self.climbs.append((number, pair.compiled[key], own, place))

@@ -8,7 +8,7 @@ has to differentiate it again. A program whose course depends on the values of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -18,6 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unigen.engines import eager
 from unigen.engines.programs import reason_of, swapped
@@ -101,11 +104,40 @@ def _normal(mean: Tensor, std: Tensor, *, generator: torch.Generator | None = No
     return mean.new_empty(shape).normal_(generator=generator) * std + mean
 
 
-def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) -> GraphModule:
+class _Constants(TorchDispatchMode):
+    """Compute what depends on these tensors alone, so that a program may look at the values, and record the rest."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.known = {id(tensor): tensor for tensor in tensors}  # and what was computed from them
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor)]
+        known = [id(tensor) in self.known for tensor in given]
+        if any(known) and func._schema.is_mutable:
+            raise Unsupported(f"{func} writes in place to a buffer at whose values the program looks")
+        if not known or not all(known):
+            return func(*args, **named)
+        with no_dispatch():
+            result = func(*args, **named)
+        self.known |= {id(leaf): leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result
+
+
+def capture(
+    function: Callable[..., Any], arguments: list[Tensor], engine: str, constants: Sequence[Tensor] = ()
+) -> GraphModule:
     """Write down what ``function`` does to tensors like ``arguments``, as a graph of ATen operations.
 
-    Raises ``Unsupported``, naming the ``engine``, for a program that reads the values of tensors or leaves torch.
+    ``constants``: other tensors, at whose values it may look. Raises ``Unsupported``, naming the ``engine``, for a program that
+    reads the values of others or leaves torch.
     """
+
+    def traced(*fakes: Tensor) -> Any:
+        with _Constants(constants) if constants else contextlib.nullcontext():
+            return function(*fakes)
+
     devices = {argument.device for argument in arguments if argument.is_cuda}
     try:
         # a network under torch.compile takes part as it was before
@@ -117,7 +149,7 @@ def capture(function: Callable[..., Any], arguments: list[Tensor], engine: str) 
             torch.random.fork_rng(devices=list(devices)),
         ):
             fakes = [mode.from_tensor(argument, static_shapes=True) for argument in arguments]
-            return make_fx(function, {torch.ops.aten.normal.Tensor_Tensor: _normal}, tracing_mode="real")(*fakes)
+            return make_fx(traced, {torch.ops.aten.normal.Tensor_Tensor: _normal}, tracing_mode="real")(*fakes)
     except PairError:
         raise
     except Exception as error:  # whatever torch's tracer raises, which has no common class

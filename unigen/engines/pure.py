@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from unigen.engines import eager
 from unigen.engines.programs import reason_of, swapped
+from unigen.engines.selections import Selections
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
 
@@ -135,8 +136,9 @@ def capture(
     """
 
     def traced(*fakes: Tensor) -> Any:
-        with _Constants(constants) if constants else contextlib.nullcontext():
-            return function(*fakes)
+        with Selections(lambda mask: not isinstance(mask, FakeTensor)):
+            with _Constants(constants) if constants else contextlib.nullcontext():
+                return function(*fakes)
 
     devices = {argument.device for argument in arguments if argument.is_cuda}
     try:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
+from unigen.engines.selections import Selections
 from unigen.engines.surroundings import plainly
 from unigen.engines.tape import EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
@@ -114,6 +115,10 @@ class _Recorder(TorchDispatchMode):
     def _ref(self, leaf: Any) -> Any:
         return Ref(self.memory.read(self.memory.find(leaf))) if isinstance(leaf, Tensor) else leaf
 
+    def fixed(self, tensor: Tensor) -> bool:
+        """Whether a tensor holds the same in every later run."""
+        return self.memory.read(self.memory.find(tensor)) in self.memory.static
+
     def _masks(self, name: str, args: Any, named: Any) -> tuple[Any, Any]:
         """Turn a fixed mask among the indices into the numbers of what it picks."""
         if name.split(".")[1] not in ("index", "index_put", "index_put_", "_unsafe_index"):
@@ -121,7 +126,7 @@ class _Recorder(TorchDispatchMode):
         indices: list[Any] = []
         for index in args[1]:
             masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-            if masks and self.memory.read(self.memory.find(index)) in self.memory.static:
+            if masks and self.fixed(index):
                 indices += [column.clone() for column in index.nonzero().unbind(1)]  # each a memory of its own
             else:
                 indices.append(index)
@@ -170,6 +175,7 @@ def capture(
         stack.enter_context(plainly())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
         stack.enter_context(recorder)
+        stack.enter_context(Selections(recorder.fixed))
         results = function()
     outputs = [None if tensor is None else memory.read(memory.find(tensor)) for tensor in results]
     written = {}

@@ -1,0 +1,92 @@
+"""``y[mask] = x[mask]`` as a program of fixed shapes, which is ``y = torch.where(mask, x, y)``.
+
+How many elements a mask of booleans selects depends on its values, so no engine that writes a program down has a shape for
+them. Where a program changes them one by one and puts them elsewhere by the same mask, as splines do with what lies outside
+of their box, it needs none: while it is written down, a selection keeps the shape of the whole, with its derivative, and its
+elements outside of the mask mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from unigen.engines.tape import EAGERLY
+from unigen.pair import Unsupported
+
+__all__ = ["Selections"]
+
+_KEEP = ("aten.detach.default", "aten.alias.default", "aten.zeros_like.default")  # of a selection another one
+_BESIDE = ("aten.new_zeros.default", "aten.new_empty.default")  # as prim.device does, these read no values
+_PUT = ("aten.index_put.default", "aten.index_put_.default", "aten._index_put_impl_.default")
+
+
+class Selections(TorchDispatchMode):
+    """Let a program put what a mask selects elsewhere by the same mask, changed one by one, and refuse what else it does with it.
+
+    ``fixed``: whether a mask is the same in every later run, so that it may select as it does.
+    """
+
+    def __init__(self, fixed: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.selected: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a selection and its mask
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, named = str(func), kwargs or {}
+        mask = self._mask(name, args)
+        if mask is not None and name == "aten.index.Tensor":
+            return self._select(args[0].clone(), mask)
+        if mask is not None and self._alike(args[2], args[0], mask):
+            return self._put(name, mask, *args)
+        given = [leaf for leaf in tree_leaves((args, named)) if id(leaf) in self.selected]
+        if not given or name.startswith("prim.") or name in _BESIDE:
+            return func(*args, **named)
+        whole, mask = self.selected[id(given[0])]
+        if name not in _KEEP and not (torch.Tag.pointwise in func.tags and self._beside(whole, mask, args, named)):
+            raise Unsupported(
+                f"x[mask] is used by {name}, and how many elements a mask of booleans selects depends on the data; write it "
+                f"with torch.where, or {EAGERLY}"
+            )
+        return self._select(func(*args, **named), mask)
+
+    def _beside(self, whole: Tensor, mask: Tensor, *given: Any) -> bool:
+        """Whether all tensors are selections as this one, or the same for each of its elements."""
+        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        return all(
+            tensor.shape == whole.shape and self.selected[id(tensor)][1] is mask
+            if id(tensor) in self.selected
+            else tensor.dim() <= whole.dim() - mask.dim()
+            for tensor in tensors
+        )
+
+    def _mask(self, name: str, args: Any) -> Tensor | None:
+        """Return the mask by which an operation selects or puts, where that is one mask that is not fixed."""
+        if name != "aten.index.Tensor" and name not in _PUT:
+            return None
+        indices = args[1]
+        if len(indices) != 1 or not isinstance(indices[0], Tensor) or indices[0].dtype != torch.bool:
+            return None
+        mask: Tensor = indices[0]
+        return None if mask.dim() == 0 or self.fixed(mask) else mask
+
+    def _alike(self, values: Tensor, target: Tensor, mask: Tensor) -> bool:
+        """Whether values are a number, a selection by this mask, or the zeros that autograd makes in the place of one."""
+        by = self.selected[id(values)][1] if id(values) in self.selected else mask
+        return values.dim() == 0 or (values.shape == target.shape and by is mask)
+
+    def _select(self, whole: Tensor, mask: Tensor) -> Tensor:
+        self.selected[id(whole)] = whole, mask
+        return whole
+
+    def _put(
+        self, name: str, mask: Tensor, target: Tensor, _: Any, values: Tensor, accumulate: bool = False, *more: Any
+    ) -> Tensor:
+        inside = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
+        put = torch.where(inside, target + values if accumulate else values, target)
+        return target.copy_(put) if name.split(".")[1].endswith("_") else put

@@ -120,6 +120,18 @@ def turned(y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def counted(y: Tensor, x: Tensor) -> Tensor:
+    y, mask = y.clone(), x > 0
+    y[mask] = y[mask] + 0 * len(y[mask])
+    return y
+
+
+def measured(y: Tensor, x: Tensor) -> Tensor:
+    y, mask = y.clone(), x > 0
+    y[mask] = y[mask] + 0 * y[mask].shape[0]
+    return y
+
+
 def data() -> list[tuple[Tensor, Tensor]]:
     stream = torch.Generator().manual_seed(1)
     return [tuple(torch.randn(2, 5, 3, generator=stream, dtype=torch.float64)) for _ in range(2)]  # type: ignore[misc]
@@ -140,7 +152,7 @@ def test_a_mask_that_stays_selects_as_it_does() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("function", [put, summed, turned], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [put, summed, turned, counted, measured], ids=lambda f: f.__name__)
 def test_other_uses_are_refused(function: Any, engine: str) -> None:
     with pytest.raises(Unsupported, match=r"torch\.where|cannot express"):
         ends(engine, Pair(Shift(function), likelihood="exact"), data())

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,9 +37,26 @@ class Selections(TorchDispatchMode):
         super().__init__()
         self.fixed = fixed
         self.selected: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a selection and its mask
+        self.sizes = _Sizes(self)
+        self.working = False
+
+    def __enter__(self) -> Selections:
+        self.sizes.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.sizes.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, named = str(func), kwargs or {}
+        before, self.working = self.working, True
+        try:
+            return self._done(func, args, kwargs or {})
+        finally:
+            self.working = before
+
+    def _done(self, func: Any, args: Any, named: Any) -> Any:
+        name = str(func)
         mask = self._mask(name, args)
         if mask is not None and name == "aten.index.Tensor":
             return self._select(args[0].clone(), mask)
@@ -49,10 +67,7 @@ class Selections(TorchDispatchMode):
             return func(*args, **named)
         whole, mask = self.selected[id(given[0])]
         if name not in _KEEP and not (torch.Tag.pointwise in func.tags and self._beside(whole, mask, args, named)):
-            raise Unsupported(
-                f"x[mask] is used by {name}, and how many elements a mask of booleans selects depends on the data; write it "
-                f"with torch.where, or {EAGERLY}"
-            )
+            raise _refusal(name)
         return self._select(func(*args, **named), mask)
 
     def _beside(self, whole: Tensor, mask: Tensor, *given: Any) -> bool:
@@ -90,3 +105,29 @@ class Selections(TorchDispatchMode):
         inside = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
         put = torch.where(inside, target + values if accumulate else values, target)
         return target.copy_(put) if name.split(".")[1].endswith("_") else put
+
+
+class _Sizes(TorchFunctionMode):
+    """Refuse to tell a program the sizes of a selection, which are those of the whole."""
+
+    def __init__(self, selections: Selections) -> None:
+        super().__init__()
+        self.selections = selections
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SIZES and not self.selections.working and id(args[0]) in self.selections.selected:
+            raise _refusal(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_SIZES = (
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim")), torch.numel, Tensor.numel, Tensor.nelement, Tensor.size,
+    Tensor.dim, Tensor.ndimension, Tensor.stride, Tensor.__len__,
+)  # fmt: skip
+
+
+def _refusal(name: str) -> Unsupported:
+    return Unsupported(
+        f"x[mask] is used by {name}, and how many elements a mask of booleans selects depends on the data; write it with "
+        f"torch.where, or {EAGERLY}"
+    )

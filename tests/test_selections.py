@@ -154,5 +154,7 @@ def test_a_mask_that_stays_selects_as_it_does() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("function", [put, summed, turned, counted, measured], ids=lambda f: f.__name__)
 def test_other_uses_are_refused(function: Any, engine: str) -> None:
-    with pytest.raises(Unsupported, match=r"torch\.where|cannot express"):
+    with pytest.raises(
+        Unsupported, match=r"of x\[mask\] .*test_selections\.py:\d+; write it with torch\.where|cannot express"
+    ):
         ends(engine, Pair(Shift(function), likelihood="exact"), data())

@@ -7,11 +7,22 @@ from types import FrameType
 
 import torch
 
-__all__ = ["Places"]
+__all__ = ["Places", "place_of"]
 
 _ENGINE = tuple(
     f"engines/{name}.py"
-    for name in ("places", "memory", "recorder", "surroundings", "capture", "eager", "draw", "programs", "xla")
+    for name in (
+        "places",
+        "memory",
+        "recorder",
+        "selections",
+        "surroundings",
+        "capture",
+        "eager",
+        "draw",
+        "programs",
+        "xla",
+    )
 )
 
 
@@ -31,10 +42,11 @@ class Places:
         if node is not None:
             forward = self._by_sequence.get(node._sequence_nr(), "")
             return f"the derivative ({node.name()}) of {forward}" if forward else f"a derivative ({node.name()})"
-        return _place(sys._getframe(1))
+        return place_of(sys._getframe(1))
 
 
-def _place(frame: FrameType | None) -> str:
+def place_of(frame: FrameType | None) -> str:
+    """Say which line of which program, and which site, a frame was reached from."""
     line, site, within = "", "", 0
     while frame is not None and within < 100:
         code, within = frame.f_code, within + 1

@@ -8,6 +8,7 @@ elements outside of the mask mean nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unigen.engines.places import place_of
 from unigen.engines.tape import EAGERLY
 from unigen.pair import Unsupported
 
@@ -128,6 +130,6 @@ _SIZES = (
 
 def _refusal(name: str) -> Unsupported:
     return Unsupported(
-        f"x[mask] is used by {name}, and how many elements a mask of booleans selects depends on the data; write it with "
-        f"torch.where, or {EAGERLY}"
+        f"{name} of x[mask] makes the program depend on the values of its data, which decide how many elements a mask selects, in "
+        f"{place_of(sys._getframe())}; write it with torch.where, or {EAGERLY}"
     )

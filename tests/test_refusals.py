@@ -51,7 +51,9 @@ def rows() -> Tensor:
 
 
 def labelled() -> tuple[Tensor, Tensor]:
-    return rows(), (rows()[:, 0] > 0).float()
+    """Forty rows: that dreamt labels are those of the data, which hides what reads them, has probability 2^-40."""
+    x = torch.cat([rows() for _ in range(40 // ROWS)])
+    return x, (x[:, 0] > 0).float()
 
 
 def shared() -> Networks:

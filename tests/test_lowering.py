@@ -729,7 +729,7 @@ def test_pooling(name: str) -> None:
     agree(lambda x: POOLED[name](x) * 2, tensor(4, (2, 2, 5, 6)))
 
 
-SIZES: dict[str, dict[str, Any]] = {
+SCALES: dict[str, dict[str, Any]] = {
     "twice": {"scale_factor": 2},
     "a size": {"size": (7, 4)},
     "a factor": {"scale_factor": (1.7, 0.6)},
@@ -745,11 +745,11 @@ def upsampled(mode: str, **more: Any) -> Function:
     return partial(F.interpolate, mode=mode.split(",")[0], antialias=mode.endswith("aa"), **more)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("mode", UPSAMPLED[2])
-def test_upsampling(mode: str, size: str) -> None:
+def test_upsampling(mode: str, scale: str) -> None:
     for aligned in (None,) if "nearest" in mode else (False, True):
-        agree(upsampled(mode, align_corners=aligned, **SIZES[size]), tensor(4, (2, 2, 5, 6)))
+        agree(upsampled(mode, align_corners=aligned, **SCALES[scale]), tensor(4, (2, 2, 5, 6)))
 
 
 @pytest.mark.parametrize(("dimensions", "mode"), [(d, mode) for d in (1, 3) for mode in UPSAMPLED[d]])

@@ -10,21 +10,21 @@ import jax.numpy as jnp
 
 from unigen.engines.operations.table import operation
 
-__all__: list[str] = []
+__all__ = ["product"]
 
 EXACT = jax.lax.Precision.HIGHEST
 
 
 @operation("mm", "bmm", "mv", "dot", "matmul", "vdot")
-def _product(x: Any, y: Any) -> Any:
+def product(x: Any, y: Any) -> Any:
     return jnp.matmul(x, y, precision=EXACT)
 
 
 @operation("addmm", "addmv", "baddbmm")
 def _add_product(x: Any, y: Any, z: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    product = _product(y, z)
-    product = product if alpha == 1 else alpha * product
-    return product if beta == 0 else (x if beta == 1 else beta * x) + product
+    yz = product(y, z)
+    yz = yz if alpha == 1 else alpha * yz
+    return yz if beta == 0 else (x if beta == 1 else beta * x) + yz
 
 
 @operation("_trilinear")

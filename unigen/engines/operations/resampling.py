@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy
 import torch
 
+from unigen.engines.operations.linear_algebra import product
 from unigen.engines.operations.table import operation
 
 __all__ = ["along"]
@@ -19,7 +20,7 @@ __all__ = ["along"]
 def along(x: Any, axis: int, weights: Any) -> Any:
     """Return the products of an axis of ``x`` of size n with weights (n, m), of size m there."""
     rows = jnp.moveaxis(x, axis, -1)
-    return jnp.moveaxis(jnp.matmul(rows, weights.astype(x.dtype), precision=jax.lax.Precision.HIGHEST), -1, axis)
+    return jnp.moveaxis(product(rows, weights.astype(x.dtype)), -1, axis)
 
 
 def _by_input(forward: Any) -> Any:

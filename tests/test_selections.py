@@ -59,6 +59,7 @@ def ends(engine: str, start: Pair, batches: Any) -> list[Tensor]:
 SPLINES = {
     "linear": lambda: transforms.spline(3),
     "quadratic, forwards": lambda: transforms.spline(3, order="quadratic").inv,
+    "quadratic": lambda: transforms.spline(3, order="quadratic"),  # with an assert in it
     "coupling": lambda: transforms.spline_coupling(3, hidden_dims=[6]),
     "autoregressive": lambda: transforms.spline_autoregressive(3, [6]).inv,
 }

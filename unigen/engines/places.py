@@ -16,6 +16,7 @@ _ENGINE = tuple(
         "memory",
         "recorder",
         "selections",
+        "assertions",
         "surroundings",
         "capture",
         "eager",

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unigen.engines import eager
+from unigen.engines.assertions import Assertions
 from unigen.engines.programs import reason_of, swapped
 from unigen.engines.selections import Selections
 from unigen.pair import Pair, PairError, Unsupported
@@ -127,18 +128,22 @@ class _Constants(TorchDispatchMode):
 
 
 def capture(
-    function: Callable[..., Any], arguments: list[Tensor], engine: str, constants: Sequence[Tensor] = ()
+    function: Callable[..., Sequence[Tensor | None]],
+    arguments: list[Tensor],
+    engine: str,
+    constants: Sequence[Tensor] = (),
 ) -> GraphModule:
     """Write down what ``function`` does to tensors like ``arguments``, as a graph of ATen operations.
 
-    ``constants``: other tensors, at whose values it may look. Raises ``Unsupported``, naming the ``engine``, for a program that
-    reads the values of others or leaves torch.
+    ``constants``: other tensors, at whose values it may look. Results are nan where an assertion of the program is broken.
+    Raises ``Unsupported``, naming the ``engine``, for a program that reads the values of others or leaves torch.
     """
 
     def traced(*fakes: Tensor) -> Any:
         with Selections(lambda mask: not isinstance(mask, FakeTensor)):
             with _Constants(constants) if constants else contextlib.nullcontext():
-                return function(*fakes)
+                with Assertions() as assertions:
+                    return assertions.held(function(*fakes))
 
     devices = {argument.device for argument in arguments if argument.is_cuda}
     try:

@@ -17,6 +17,7 @@ from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from unigen.engines.assertions import Assertions
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.selections import Selections
@@ -167,7 +168,8 @@ def capture(
     ``fixed``: the names of inputs that the run must not write to. Distributions do not validate their arguments meanwhile.
     The run's random numbers come from torch's global streams; it does whatever it does to the tensors that it writes to.
 
-    Raises ``Unsupported`` where the run depends on values that may differ in later runs.
+    Raises ``Unsupported`` where the run depends on values that may differ in later runs; but where one of two answers does
+    nothing but raise, the results of later runs that would have raised are nan.
     """
     memory = Memory(inputs, fixed)
     recorder = _Recorder(memory)
@@ -176,7 +178,8 @@ def capture(
         stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
         stack.enter_context(recorder)
         stack.enter_context(Selections(recorder.fixed))
-        results = function()
+        assertions = stack.enter_context(Assertions())
+        results = assertions.held(function())
     outputs = [None if tensor is None else memory.read(memory.find(tensor)) for tensor in results]
     written = {}
     for name, seen in memory.inputs.items():

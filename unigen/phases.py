@@ -37,6 +37,7 @@ __all__ = [
     "Optimizer",
     "Pathwise",
     "Phase",
+    "Resampled",
     "Routine",
     "ScoreFunction",
     "Sleep",
@@ -134,7 +135,7 @@ class Chain(Expectation):
         return f"Chain({self.kernel}, {self.steps}{', persistent' if self.persistent else ''})"
 
 
-def _check_count(name: str, count: Any, expectation: Expectation) -> None:
+def _check_count(name: str, count: Any, expectation: Expectation | Estimator) -> None:
     whole = isinstance(count, Integral) and not isinstance(count, bool)
     if not (count is None and name == "particles") and not (whole and count > 0):
         raise ValueError(f"{type(expectation).__name__} takes a positive whole number of {name}; got {name}={count!r}")
@@ -170,6 +171,20 @@ class StickingTheLanding(Estimator):
 @dataclass(frozen=True)
 class DoublyReparameterized(Estimator):
     """The doubly reparameterized gradient of ``iwae`` (Tucker, Lawson, Gu & Maddison 2019)."""
+
+
+@dataclass(frozen=True)
+class Resampled(Estimator):
+    """The pathwise gradient of ``iwae`` through ``draws`` of the K particles, taken by their weights, in the place of all.
+
+    A step then costs K forward passes and few backward ones, and its mean is that of the whole gradient (Burda, Grosse &
+    Salakhutdinov 2016, section 3). Several are taken by one systematic draw a datum.
+    """
+
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        _check_count("draws", self.draws, self)
 
 
 @dataclass(frozen=True)

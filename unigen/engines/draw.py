@@ -6,7 +6,7 @@ when its density is asked for, and a phase pays for what it uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,11 +40,13 @@ class Draw:
         first: str,
         values: Mapping[str, Tensor] | None = None,
         labels: Mapping[str, Tensor] | None = None,
+        along: Any = None,
     ) -> None:
         self.programs, self.pair, self.data = programs, programs.pair, data
         self.particles, self.first = particles, first
         self.given = values or {}
         self.labels = labels or {}
+        self.along = along
         self.enumerated = False
         self.log_base: Tensor | None = None
         self.weights: Tensor | None = None
@@ -72,6 +74,7 @@ class Draw:
             dream=which == "model",
             detach=not self.carry or self.by_score,
             grad=("theta" if which == "model" else "phi") in self.programs.move,
+            along=self.along if self.carry else None,
         )
 
     def _run_second(self, which: str) -> dict[str, Site]:
@@ -238,20 +241,33 @@ class Draw:
                     "guide", self.data, values=values, particles=self.particles, grad=self.carry, frozen=True
                 )
             held = self._total("frozen guide", self._sites["frozen guide"].values())
-            if self.programs.dry:
-                self._check_repeats(held)
+            self.check_repeats(held, lambda: self._total("guide", self.sites("guide").values()), "guide")
             return held
         return self._total("guide", self.sites("guide").values())
 
-    def _check_repeats(self, held: Tensor) -> None:
-        """Refuse a guide that has another density where it is run again at the same values."""
-        first = self._total("guide", self.sites("guide").values()).detach()
-        if not torch.allclose(held.detach(), first, rtol=1e-2, atol=1e-2):
+    def check_repeats(self, again: Tensor, first: Callable[[], Tensor], which: str) -> None:
+        """Refuse, in a trial, a program that has another density where it is run again at the same values."""
+        if self.programs.dry and not torch.allclose(again.detach(), first().detach(), rtol=1e-2, atol=1e-2):
             raise PairError(
-                f"{type(self.programs.estimator).__name__} runs the guide twice, and at the same values its density changes: it is "
-                "random beyond its sample statements, as by dropout; put those layers into evaluation mode, or leave the "
+                f"{type(self.programs.estimator).__name__} runs the {which} twice, and at the same values its density changes: it "
+                "is random beyond its sample statements, as by dropout; put those layers into evaluation mode, or leave the "
                 "estimator out"
             )
+
+    def chosen(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the guide's latent values of some particles of each datum: ``rows``, (m, N) or (m,), are their numbers."""
+        values = {}
+        for site in self.sites("guide").values():
+            if not site.observed:
+                shape = [1] * site.value.dim()
+                for frame in site.frames:
+                    if frame.name == "_particles":
+                        particles = frame.dim - site.fn.event_dim
+                        shape[particles] = rows.shape[0]
+                    elif frame.name == self.pair.batch_plate:
+                        shape[frame.dim - site.fn.event_dim] = rows.shape[-1]
+                values[site.name] = torch.take_along_dim(site.value, rows.reshape(shape), particles)
+        return values
 
     def log_q_at(self, site: str, value: Any) -> Tensor:
         """Return the log density of one guide site at ``value``, a tensor of its shape or a number."""

@@ -90,14 +90,18 @@ class Programs:
         detach: bool = False,
         grad: bool = False,
         frozen: bool = False,
+        along: Any = None,
     ) -> dict[str, Site]:
-        """Run ``"model"`` or ``"guide"`` on the data and return its sites; ``frozen`` detaches its parameters."""
+        """Run ``"model"`` or ``"guide"`` on the data and return its sites.
+
+        ``frozen`` detaches its parameters. ``along``: the estimator by which given values move with them.
+        """
         names = self.pair.arguments if which == "model" else self.pair.guide_arguments
         arguments = {name: data[name] for name in names if name in data}
         layout = None if particles is None else self.layout(data)  # before Record, which would record the probe
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad and torch.is_grad_enabled()))
-            record = stack.enter_context(Record(values or {}, dream, detach))
+            record = stack.enter_context(Record(values or {}, dream, detach, along))
             if particles is not None and layout is not None:
                 stack.enter_context(_side_by_side(which, self.pair, particles, layout))
             if frozen:

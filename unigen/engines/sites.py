@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import LKJCholesky, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
 from unigen.engines.inverses import forget
+from unigen.engines.reparameterized import reparameterized
 from unigen.pair import PairError
 
 __all__ = [
@@ -55,12 +56,14 @@ class Site(NamedTuple):
 class Record(Messenger):
     """Record every sample statement; take values from ``values``, dream the observed ones, detach where told.
 
+    ``along``: the estimator by which values that are taken move along the path of their noise, None where they stay.
+
     Entered first, hence outermost: plates have expanded a site's distribution before a value is drawn here.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], dream: bool, detach: bool) -> None:
+    def __init__(self, values: Mapping[str, Tensor], dream: bool, detach: bool, along: Any = None) -> None:
         super().__init__()
-        self.values, self.dream, self.detach = values, dream, detach
+        self.values, self.dream, self.detach, self.along = values, dream, detach, along
         self.sites: dict[str, Site] = {}
         self.was_observed: set[str] = set()
 
@@ -79,7 +82,7 @@ class Record(Messenger):
             self.was_observed.add(msg["name"])
             msg["is_observed"] = False
         if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+            msg["value"] = self._taken(msg["name"], msg["fn"])
         elif self.values and _is_auxiliary(msg) and msg["name"] not in self.was_observed:
             raise PairError(
                 f"site '{msg['name']}' is auxiliary, so that its program has no density at given values of the latents; use a "
@@ -94,6 +97,18 @@ class Record(Messenger):
         else:
             msg["value"] = msg["fn"].rsample()
         msg["done"] = True
+
+    def _taken(self, name: str, fn: Any) -> Tensor:
+        value = self.values[name]
+        if self.along is None:
+            return value
+        moved = reparameterized(fn, value)
+        if moved is None:
+            raise PairError(
+                f"site '{name}' ({family_of(fn)}) has no reparameterization that {type(self.along).__name__} knows, which takes "
+                "normal, Laplace, Cauchy and uniform variables and transforms of them; leave the estimator out"
+            )
+        return moved
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):

@@ -15,7 +15,7 @@ from pyro.distributions import transforms
 from pyro.infer import autoguide
 from torch import Tensor, nn
 
-from unigen import PairError, Resampled, routines
+from unigen import DoublyReparameterized, PairError, Resampled, routines
 from unigen.engines import compiled, eager, xla
 from unigen.engines.checks import check_once
 from unigen.engines.eager import _systematic
@@ -69,11 +69,12 @@ class FlowGuide(Guide):
             pyro.sample("z", dist.TransformedDistribution(self.family(x @ self.b.T, self.s), [self.flow]))
 
 
-class Faded(Guide):
-    """A guide that is random beyond its sample statements."""
+class Restless(Guide):
+    """A guide that is another one each time."""
 
     def forward(self, x: Tensor) -> None:
-        super().forward(x * torch.rand(()))
+        self.calls = getattr(self, "calls", 0) + 1
+        super().forward(x + self.calls)
 
 
 def _full(loc: Tensor, s: Tensor) -> Any:
@@ -128,11 +129,14 @@ def gradient(routine: Any, pair: Pair, x: Tensor) -> tuple[Tensor, list[Tensor]]
     return value, [torch.zeros_like(p) if g is None else g for p, g in zip(own, slopes, strict=True)]
 
 
+@pytest.mark.parametrize("whole_by, by", [(None, Resampled()), (DoublyReparameterized(), DoublyReparameterized(1))])
 @pytest.mark.parametrize("name", [*PAIRS, "autoguide"])
-def test_its_mean_over_draws_is_the_gradient_through_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_mean_over_draws_is_the_gradient_through_all(
+    name: str, whole_by: Any, by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     pair, x = automatic() if name == "autoguide" else PAIRS[name](), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    whole = gradient(routines.iwae(PARTICLES), pair, x)
+    whole = gradient(routines.iwae(PARTICLES, whole_by), pair, x)
     weights: list[Tensor] = []
     data = len(x) if name != "autoguide" else None
     mean = [torch.zeros_like(p) for p in pair.group("theta", "phi")]
@@ -144,7 +148,7 @@ def test_its_mean_over_draws_is_the_gradient_through_all(name: str, monkeypatch:
             return torch.tensor(rows)[None] if data else torch.tensor(rows)
 
         monkeypatch.setattr(eager, "_systematic", fixed)
-        value, slopes = gradient(routines.iwae(PARTICLES, "resampled"), pair, x)
+        value, slopes = gradient(routines.iwae(PARTICLES, by), pair, x)
         torch.testing.assert_close(value, whole[0], rtol=1e-12, atol=1e-12)
         chance = weights[0].reshape(PARTICLES, -1)[list(rows), range(len(rows))].prod()
         total += float(chance)
@@ -166,12 +170,13 @@ def test_rows_are_drawn_by_their_weights(draws: int, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("engine", [compiled, xla], ids=["compiled", "xla"])
+@pytest.mark.parametrize("by", [Resampled(2), DoublyReparameterized(2)], ids=lambda by: type(by).__name__)
 @pytest.mark.parametrize("name", PAIRS)
-def test_engines_agree(name: str, engine: Any) -> None:
+def test_engines_agree(name: str, by: Any, engine: Any) -> None:
     """On the same noise: a compiled graph, run operation by operation, draws as eager does."""
     torch.manual_seed(0)
     x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    routine, pair = routines.iwae(PARTICLES, Resampled(2)), PAIRS[name]()
+    routine, pair = routines.iwae(PARTICLES, by), PAIRS[name]()
     check_once(routine, pair, x)
     twin = copy.deepcopy(pair)
     ours, theirs = (optimizers_for(routine, each, Optimizer("SGD", 0.1)) for each in (pair, twin))
@@ -198,7 +203,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert "site 'z' (Gamma) has no reparameterization that Resampled knows" in refused(
         Guide(lambda loc, s: dist.Gamma(loc.exp(), s.exp()).to_event(1))
     )
-    assert "Resampled runs the pair twice" in refused(Faded(FAMILIES["normal"]))
+    assert "Resampled runs the pair twice" in refused(Restless(FAMILIES["normal"]))
     elbo = (Phase(routines.vae[0].maximize, Wake(3), ("theta", "phi"), estimator=Resampled()),)
     assert "Resampled is the estimator of iwae under Wake(particles)" in refused(Guide(FAMILIES["normal"]), elbo)
     with pytest.raises(ValueError, match="Resampled takes a positive whole number of draws; got draws=0"):

@@ -169,11 +169,6 @@ class StickingTheLanding(Estimator):
 
 
 @dataclass(frozen=True)
-class DoublyReparameterized(Estimator):
-    """The doubly reparameterized gradient of ``iwae`` (Tucker, Lawson, Gu & Maddison 2019)."""
-
-
-@dataclass(frozen=True)
 class Resampled(Estimator):
     """The pathwise gradient of ``iwae`` through ``draws`` of the K particles, taken by their weights, in the place of all.
 
@@ -185,6 +180,20 @@ class Resampled(Estimator):
 
     def __post_init__(self) -> None:
         _check_count("draws", self.draws, self)
+
+
+@dataclass(frozen=True)
+class DoublyReparameterized(Estimator):
+    """The doubly reparameterized gradient of ``iwae`` (Tucker, Lawson, Gu & Maddison 2019).
+
+    ``draws``: through so many of the K particles, taken by their weights, as ``Resampled``; None: through all.
+    """
+
+    draws: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.draws is not None:
+            _check_count("draws", self.draws, self)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,13 @@ class Draw:
         values: Mapping[str, Tensor] | None = None,
         labels: Mapping[str, Tensor] | None = None,
         along: Any = None,
+        share: Tensor | None = None,
     ) -> None:
         self.programs, self.pair, self.data = programs, programs.pair, data
         self.particles, self.first = particles, first
         self.given = values or {}
         self.labels = labels or {}
-        self.along = along
+        self.along, self.share = along, share
         self.enumerated = False
         self.log_base: Tensor | None = None
         self.weights: Tensor | None = None
@@ -78,7 +79,7 @@ class Draw:
         )
 
     def _run_second(self, which: str) -> dict[str, Site]:
-        values = {site.name: site.value for site in self.sites(self.first).values() if site.latent}
+        values = {site.name: self._shared(site) for site in self.sites(self.first).values() if site.latent}
         if self.first == "guide":
             data = self.data
         else:
@@ -236,7 +237,7 @@ class Draw:
         """log q(z|x), every site of the guide."""
         if isinstance(self.programs.estimator, StickingTheLanding | DoublyReparameterized):
             if "frozen guide" not in self._sites:
-                values = {site.name: site.value for site in self.sites("guide").values()}
+                values = {site.name: self._shared(site) for site in self.sites("guide").values()}
                 self._sites["frozen guide"] = self.programs.run(
                     "guide", self.data, values=values, particles=self.particles, grad=self.carry, frozen=True
                 )
@@ -259,15 +260,27 @@ class Draw:
         values = {}
         for site in self.sites("guide").values():
             if not site.observed:
-                shape = [1] * site.value.dim()
-                for frame in site.frames:
-                    if frame.name == "_particles":
-                        particles = frame.dim - site.fn.event_dim
-                        shape[particles] = rows.shape[0]
-                    elif frame.name == self.pair.batch_plate:
-                        shape[frame.dim - site.fn.event_dim] = rows.shape[-1]
-                values[site.name] = torch.take_along_dim(site.value, rows.reshape(shape), particles)
+                index, dim = self._beside(site, rows)
+                values[site.name] = torch.take_along_dim(site.value, index, dim)
         return values
+
+    def _shared(self, site: Site) -> Tensor:
+        """Return a site's value, through which the gradient counts by ``share``, (m, N) or (m,), where there is one."""
+        if self.share is None:
+            return site.value
+        held = site.value.detach()
+        return held + self._beside(site, self.share)[0] * (site.value - held)
+
+    def _beside(self, site: Site, rows: Tensor) -> tuple[Tensor, int]:
+        """Return what is one number a particle and datum with the dimensions of a site's value, and that of the particles."""
+        shape, particles = [1] * site.value.dim(), 0
+        for frame in site.frames:
+            if frame.name == "_particles":
+                particles = frame.dim - site.fn.event_dim
+                shape[particles] = rows.shape[0]
+            elif frame.name == self.pair.batch_plate:
+                shape[frame.dim - site.fn.event_dim] = rows.shape[-1]
+        return rows.reshape(shape), particles
 
     def log_q_at(self, site: str, value: Any) -> Tensor:
         """Return the log density of one guide site at ``value``, a tensor of its shape or a number."""

@@ -106,10 +106,8 @@ def _estimate(
     phase: Phase, expectation: Expectation, programs: Programs, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Return (value, surrogate) of E_expectation[maximize]."""
-    if isinstance(phase.estimator, DoublyReparameterized):
-        return _doubly_reparameterized(phase, expectation, programs, data)
-    if isinstance(phase.estimator, Resampled):
-        return _resampled(phase, phase.estimator, expectation, programs, data)
+    if isinstance(phase.estimator, DoublyReparameterized | Resampled):
+        return _importance_weighted(phase, phase.estimator, expectation, programs, data)
     sample = draw(expectation, programs, data)
     f = phase.maximize(sample)
     couples = getattr(phase.maximize, "couples_data", False)
@@ -181,33 +179,56 @@ def _control_variate(phase: Phase, sample: Draw, signal: Tensor) -> Tensor:
     return torch.logsumexp(swapped, 1) - math.log(sample.particles)
 
 
+def _importance_weighted(
+    phase: Phase,
+    estimator: DoublyReparameterized | Resampled,
+    expectation: Expectation,
+    programs: Programs,
+    data: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    if phase.maximize is not iwae or not isinstance(expectation, Wake) or expectation.particles is None:
+        raise PairError(f"{type(estimator).__name__} is the estimator of iwae under Wake(particles)")
+    if estimator.draws is None:
+        return _doubly_reparameterized(phase, expectation, programs, data)
+    return _resampled(estimator, estimator.draws, expectation, programs, data)
+
+
 def _doubly_reparameterized(
-    phase: Phase, expectation: Expectation, programs: Programs, data: dict[str, Any]
+    phase: Phase, expectation: Wake, programs: Programs, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """sum_k w_k^2 d log w_k / dz dz/dphi, and the usual sum_k w_k d log p / dtheta (Tucker et al. 2019)."""
-    particles = _particles_of_bound(phase, expectation)
     sample = draw(expectation, programs.with_model_frozen(), data)
     _ = sample.scores  # refuses a site without reparameterization
     log_w = log_weight(sample)
     normalized = torch.softmax(log_w.detach(), 0)
     surrogate = (normalized.square() * log_w).sum(0).mean()
     if "theta" in phase.move:
-        fixed = Draw(programs.without_gradient_through_samples(), data, particles, "guide", values=sample.detached())
+        fixed = Draw(
+            programs.without_gradient_through_samples(), data, expectation.particles, "guide", values=sample.detached()
+        )
         surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
     return iwae(sample).mean().detach(), surrogate
 
 
 def _resampled(
-    phase: Phase, estimator: Resampled, expectation: Expectation, programs: Programs, data: dict[str, Any]
+    estimator: DoublyReparameterized | Resampled,
+    draws: int,
+    expectation: Wake,
+    programs: Programs,
+    data: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """d log w_k, k drawn by the weights: its mean over k is sum_k w_k d log w_k (Burda et al. 2016, section 3)."""
-    _particles_of_bound(phase, expectation)
+    """d log w_k, k drawn by the weights: its mean over k is sum_k w_k d log w_k (Burda et al. 2016, section 3).
+
+    Doubly reparameterized, what comes through z counts w_k, without the score of q: in the mean w_k^2.
+    """
     with torch.no_grad():
         every = draw(expectation, programs.without_gradient_through_samples(), data)
         log_w = log_weight(every)
-        rows = _systematic(torch.softmax(log_w, 0), estimator.draws)
+        weights = torch.softmax(log_w, 0)
+        rows = _systematic(weights, draws)
         values = every.chosen(rows)
-    sample = Draw(programs, every.data, len(rows), "guide", values=values, labels=every.labels, along=estimator)
+    share = weights.gather(0, rows) if isinstance(estimator, DoublyReparameterized) else None
+    sample = Draw(programs, every.data, draws, "guide", values, every.labels, along=estimator, share=share)
     again = log_weight(sample)
     sample.check_repeats(again, lambda: log_w.gather(0, rows), "pair")
     return iwae(every).mean(), again.mean()
@@ -218,13 +239,6 @@ def _systematic(weights: Tensor, draws: int) -> Tensor:
     first = torch.rand_like(weights[0])
     at = torch.stack([(first + number) / draws for number in range(draws)])
     return (weights.cumsum(0)[:-1] <= at.unsqueeze(1)).sum(1)
-
-
-def _particles_of_bound(phase: Phase, expectation: Expectation) -> int:
-    """Return K of an importance-weighted bound; refuse anything else, which its own estimators cannot climb."""
-    if phase.maximize is iwae and isinstance(expectation, Wake) and expectation.particles is not None:
-        return expectation.particles
-    raise PairError(f"{type(phase.estimator).__name__} is the estimator of iwae under Wake(particles)")
 
 
 def objective(phase: Phase, pair: Pair, x: Any, *, dry: bool = False) -> tuple[Tensor, Tensor]:

@@ -194,7 +194,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     x = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 
     def refused(guide: Guide, routine: Any = None) -> str:
-        routine = routine or routines.iwae(3, "resampled")
+        routine = routine or routines.iwae(3, draws=1)
         pair = Pair(Model(), guide)
         with pytest.raises(PairError) as caught:
             eager.step(routine, pair, optimizers_for(routine, pair, Optimizer("SGD", 0.1)), x)
@@ -206,5 +206,11 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert "Resampled runs the pair twice" in refused(Restless(FAMILIES["normal"]))
     elbo = (Phase(routines.vae[0].maximize, Wake(3), ("theta", "phi"), estimator=Resampled()),)
     assert "Resampled is the estimator of iwae under Wake(particles)" in refused(Guide(FAMILIES["normal"]), elbo)
+    for estimator, found in ((None, Resampled(2)), ("doubly_reparameterized", DoublyReparameterized(2))):
+        assert routines.iwae(3, estimator, draws=2)[0].estimator == found
+    with pytest.raises(
+        ValueError, match="draws is for no estimator or 'doubly_reparameterized'; got estimator='pathwise'"
+    ):
+        routines.iwae(3, "pathwise", draws=2)
     with pytest.raises(ValueError, match="Resampled takes a positive whole number of draws; got draws=0"):
         Resampled(0)

@@ -173,7 +173,7 @@ class Resampled(Estimator):
     """The pathwise gradient of ``iwae`` through ``draws`` of the K particles, taken by their weights, in the place of all.
 
     A step then costs K forward passes and few backward ones, and its mean is that of the whole gradient (Burda, Grosse &
-    Salakhutdinov 2016, section 3). Several are taken by one systematic draw a datum.
+    Salakhutdinov 2016). Several are taken by one systematic draw a datum.
     """
 
     draws: int = 1

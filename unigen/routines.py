@@ -188,7 +188,7 @@ def iwae(k: int = 5, estimator: Any = None, draws: int | None = None) -> Phases:
     ``draws`` the gradient, of this estimator or without one, goes through so many of the samples, drawn by their weights, in
     less than half the time where K is large.
 
-    Theory: iwae [burda2016].
+    Theory: iwae, iwae-resampled [burda2016].
     """
     chosen = _estimator(estimator)
     if draws is not None:

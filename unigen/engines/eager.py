@@ -217,7 +217,7 @@ def _resampled(
     programs: Programs,
     data: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """d log w_k, k drawn by the weights: its mean over k is sum_k w_k d log w_k (Burda et al. 2016, section 3).
+    """d log w_k, k drawn by the weights: its mean over k is sum_k w_k d log w_k (Burda et al. 2016).
 
     Doubly reparameterized, what comes through z counts w_k, without the score of q: in the mean w_k^2.
     """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from published import Claim, Examination, Published, Study, command_line, publish
 
+from unigen.routines import by_name
 from unigen.settings import Settings, UsageError
 
 NAME = "importance_weighting"
@@ -46,7 +47,9 @@ class Options:
     layers: tuple[int, ...] = (1, 2)
     """Stochastic layers: 1, 2 or both."""
     k: tuple[int, ...] = (1, 5, 50)
-    """Samples of z a datum."""
+    """Samples of z a datum, of VAE and IWAE each ..."""
+    routines: tuple[str, ...] = ()
+    """... or these routines, such as "iwae(50, doubly_reparameterized, draws=5)"."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each is one run of every routine from the same weights."""
     epochs: int = 80
@@ -83,13 +86,41 @@ class Options:
     """Show bars."""
 
 
-def routines_of(samples: tuple[int, ...]) -> tuple[str, ...]:
-    """Return VAE and IWAE for each number of samples, once where they are the same.
+def routines_of(options: Options) -> tuple[str, ...]:
+    """Return VAE and IWAE for each number of samples, once where they are the same, or the routines that are wanted.
 
-    >>> routines_of((1, 5))
+    >>> routines_of(Options(k=(1, 5)))
     ('vae', 'vae(5)', 'iwae(5)')
     """
-    return tuple(name for k in samples for name in (("vae",) if k == 1 else (f"vae({k})", f"iwae({k})")))
+    if not options.routines:
+        return tuple(name for k in options.k for name in (("vae",) if k == 1 else (f"vae({k})", f"iwae({k})")))
+    try:
+        found = [by_name(text) for text in options.routines]
+    except ValueError as error:
+        raise UsageError(f"--routines: {error}") from None
+    for routine in found:
+        if routine.name.partition("(")[0] not in ("vae", "iwae"):
+            raise UsageError(f"--routines wants vae and iwae, with settings; got {routine.name!r:.80}")
+    return tuple(routine.name for routine in found)
+
+
+def samples_of(routine: str) -> int:
+    """Return how many samples of z a datum a routine takes.
+
+    >>> samples_of("vae"), samples_of("iwae(50, doubly_reparameterized, draws=5)")
+    (1, 50)
+    """
+    return by_name(routine)[0].under.particles or 1
+
+
+def in_print(routine: str) -> str:
+    """Return a routine's name in print, where it has no setting but the number of samples.
+
+    >>> in_print("iwae(50, doubly_reparameterized, draws=5)")
+    'iwae(50)'
+    """
+    name, samples = routine.partition("(")[0], samples_of(routine)
+    return name if samples == 1 else f"{name}({samples})"
 
 
 def studies_of(options: Options) -> list[Study]:
@@ -103,12 +134,13 @@ def studies_of(options: Options) -> list[Study]:
         settings = Settings(
             data=options.data, data_root=options.data_root, binarization="dynamic",
             pair=LAYERS[layers], hidden=(200, 200), latent=50, layers=(100, 50),
-            routines=routines_of(options.k), seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
+            routines=routines_of(options), seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
             learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
             particles=50, test_size=250, evaluations=5, engine=options.engine, device=options.device,
         )  # fmt: skip
         title = f"{layers} layer{'s' * (layers > 1)}, {options.epochs} epoch{'s' * (options.epochs > 1)}"
-        published = PUBLISHED[layers] if options.data == "mnist" else {}
+        known = PUBLISHED[layers] if options.data == "mnist" else {}
+        published = {name: known[in_print(name)] for name in settings.routines if in_print(name) in known}
         studies.append(Study(f"layers-{layers}", title, settings, published))
     return studies
 
@@ -118,18 +150,24 @@ def claims_of(studies: list[Study]) -> list[Claim]:
     claims = []
     for study in studies:
         weighted = [name for name in study.settings.routines if name.startswith("iwae")]
-        claims += [Claim((study.name, name), (study.name, baseline(name))) for name in weighted]
-        fewer = ["vae", *weighted] if "vae" in study.settings.routines else weighted
-        claims += [Claim((study.name, more), (study.name, less)) for less, more in zip(fewer, fewer[1:], strict=False)]
-    by_name = {study.name: study for study in studies}
-    if len(by_name) > 1:
+        claims += [
+            Claim((study.name, name), (study.name, baseline(name)))
+            for name in weighted
+            if baseline(name) in study.settings.routines
+        ]
+        ranked = [*(["vae"] if "vae" in study.settings.routines else []), *weighted]
+        for more in weighted:
+            fewer = [less for less in ranked if samples_of(less) < samples_of(more)]
+            if fewer:
+                claims.append(Claim((study.name, more), (study.name, max(fewer, key=samples_of))))
+    if len({study.name for study in studies}) > 1:
         claims += [Claim(("layers-2", name), ("layers-1", name)) for name in studies[0].settings.routines]
     return claims
 
 
 def baseline(routine: str) -> str:
     """Return the routine that a routine is paired with: VAE(k) for IWAE(k), the VAE for VAE(k)."""
-    return routine.replace("iwae", "vae") if routine.startswith("iwae") else "vae"
+    return in_print(routine).replace("iwae", "vae") if routine.startswith("iwae") else "vae"
 
 
 def main(options: Options, command: str) -> int:

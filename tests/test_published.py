@@ -166,6 +166,8 @@ def test_the_table_of_importance_weighting(tmp_path):
         (discrete, ["--engine", "xlaa"], "did you mean 'xla'"),
         (weighting, ["--layers", "3"], "--layers wants 1 or 2 stochastic layers; got 3"),
         (weighting, ["--k", "0", "5"], "--k is at least 1; got 0"),
+        (weighting, ["--routines", "iwea(5)"], "did you mean 'iwae'"),
+        (weighting, ["--routines", "wake_sleep"], "--routines wants vae and iwae, with settings; got 'wake_sleep'"),
         (weighting, ["--learning-rate", "nan"], "learning-rate must lie between 0 and 10; got nan"),
         (weighting, ["--device", "cude"], "did you mean 'cuda'"),
     ],
@@ -251,6 +253,12 @@ def test_claims_follow_print():
     claims = importance_weighting.claims_of(importance_weighting.studies_of(importance_weighting.Options()))
     assert Claim(("layers-1", "iwae(50)"), ("layers-1", "vae(50)")) in claims
     assert Claim(("layers-2", "vae(5)"), ("layers-1", "vae(5)")) in claims
+    routines = ("vae", "iwae(5)", "vae(50)", "iwae(50)", "iwae(50, 'doubly_reparameterized', draws=5)")
+    studies = importance_weighting.studies_of(importance_weighting.Options(layers=(2,), routines=routines))
+    doubly = ("layers-2", "iwae(50, doubly_reparameterized, 5)")
+    assert studies[0].published[doubly[1]].value == 82.9
+    claims = importance_weighting.claims_of(studies)
+    assert [claim.worse[1] for claim in claims if claim.better == doubly] == ["vae(50)", "iwae(5)"]
     for table in (discrete_latents.PUBLISHED, importance_weighting.PUBLISHED):
         assert all(value.source and 80 < value.value < 170 for cells in table.values() for value in cells.values())
 

@@ -487,7 +487,8 @@ def catalogue() -> dict[str, Routine]:
 def by_name(text: str) -> Routine:
     """Return the routine written as ``"vae"`` or, with settings, ``"iwae(50)"`` or ``"wgan(clip=0.05)"``.
 
-    Only numbers, strings and booleans are read as settings. Raises ``ValueError`` with the nearest name or the reason.
+    Only numbers, booleans and strings, with or without quotes, are read as settings; so every routine's name is read back.
+    Raises ``ValueError`` with the nearest name or the reason.
     """
     known = catalogue()
     name, bracket, _ = text.strip().partition("(")
@@ -499,11 +500,15 @@ def by_name(text: str) -> Routine:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise SyntaxError
-        arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        arguments = [_setting(argument) for argument in call.args]
+        named = {str(keyword.arg): _setting(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"cannot read routine {text!r:.80}; write it as {name}(5) or {name}(name=value)") from None
     try:
         return known[name](*arguments, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"routine {text!r:.80}: {error}; write it as {name} or {name}(name=value)") from None
+
+
+def _setting(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

@@ -186,7 +186,7 @@ WRONG = [
     (["--routines", "vea"], 2, "did you mean 'vae'"),
     (["--routines", "iwae(five)"], 2, "positive whole number of particles; got particles='five'"),
     (["--routines", "iwae(5 * 1)"], 2, "cannot read routine"),
-    (["--routines", "iwae(1, 2, 3)"], 2, "too many positional"),
+    (["--routines", "iwae(1, 2, 3, 4)"], 2, "too many positional"),
     (["--routines", "vae", "vae"], 2, "twice"),
     (["--routines", "f_gan('pearsn')"], 2, "pearson"),
     (["--networks", "conf"], 2, "did you mean 'conv'"),

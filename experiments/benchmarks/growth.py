@@ -63,6 +63,9 @@ def curves() -> dict[str, dict[int, Callable[[], Case]]]:
         "particles (IWAE 784-256-20, batch 128)": {
             k: lambda k=k: (routines.iwae(k), _vae_pair, _bits(128)) for k in (1, 4, 16, 64)
         },
+        "particles, back through one of them (draws=1)": {
+            k: lambda k=k: (routines.iwae(k, draws=1), _vae_pair, _bits(128)) for k in (1, 4, 16, 64)
+        },
         "batch (VAE 784-256-20)": {n: lambda n=n: (routines.vae, _vae_pair, _bits(n)) for n in (32, 256, 1024, 4096)},
         "layers of 200 (wake-sleep, batch 128)": {
             depth: lambda depth=depth: (routines.wake_sleep, lambda: sigmoid_belief(784, (200,) * depth), _bits(128))

@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy
 
+from unigen.engines.operations.linear_algebra import EXACT, product
 from unigen.engines.operations.resampling import along
 from unigen.engines.operations.table import operation
 
 __all__: list[str] = []
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 def _numbers(spatial: int) -> Any:
@@ -53,11 +52,11 @@ def _by_patches(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, t
         out = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d, _ in at]
         matrix = jnp.moveaxis(weight, (0, 1), (last, last - 1)).reshape(-1, len(weight))
         rows = _patches(x, kernel, stride, pads, dilation, out).reshape(-1, len(matrix))
-        y = jnp.matmul(rows, matrix, precision=EXACT).reshape(len(x), *out, -1)
+        y = product(rows, matrix).reshape(len(x), *out, -1)
     else:
         out = [(size - 1) * s - 2 * p + d * (k - 1) + e + 1 for size, k, s, p, d, e in at]
         matrix = jnp.moveaxis(weight, 1, last).reshape(len(weight), -1)
-        rows = jnp.matmul(x.reshape(-1, len(weight)), matrix, precision=EXACT)
+        rows = product(x.reshape(-1, len(weight)), matrix)
         spread = partial(_patches, kernel=kernel, stride=stride, pads=pads, dilation=dilation, out=x.shape[1:last])
         like = jax.ShapeDtypeStruct((len(x), *out, weight.shape[1]), rows.dtype)
         (y,) = jax.linear_transpose(spread, like)(rows.reshape(*x.shape[:last], -1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from unigen.engines.operations.table import operation
 
-__all__ = ["product"]
+__all__ = ["EXACT", "product"]
 
 EXACT = jax.lax.Precision.HIGHEST
 

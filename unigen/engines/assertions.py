@@ -42,8 +42,10 @@ class Assertions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         question = _QUESTIONS.get(func)
-        hoped = _hoped(sys._getframe(1)) if question and func is not torch._assert else True
-        if question is None or hoped is None or not isinstance(args[0], Tensor):
+        if question is None or not args or not isinstance(args[0], Tensor):
+            return func(*args, **named)
+        hoped = True if func is torch._assert else _hoped(sys._getframe(1))
+        if hoped is None:
             return func(*args, **named)
         truth = question(*args, **named)
         self.asserted.append(truth.detach().bool().reshape(()) == hoped)

@@ -30,6 +30,9 @@ class Draw:
     densities of the two programs. ``log_q_at(site, value)``: one guide site's density elsewhere. ``log_likelihood``,
     ``log_prior``: the two parts of ``log_p``. ``network(name)``: a psi network. ``weights``: the self-normalized weights of a
     tilted draw.
+
+    ``values``: given, in the place of samples; ``along``: the estimator by which these move along the path of their noise, and
+    ``share``: how much that counts for each.
     """
 
     def __init__(

@@ -184,8 +184,7 @@ def test_a_density_reports_the_pacgan_protocol(tmp_path):
 WRONG = [
     (["--data", "digit"], 2, "did you mean 'digits'|digits"),
     (["--routines", "vea"], 2, "did you mean 'vae'"),
-    (["--routines", "iwae(five)"], 2, "positive whole number of particles; got particles='five'"),
-    (["--routines", "iwae(5 * 1)"], 2, "cannot read routine"),
+    (["--routines", "iwae(five)"], 2, "cannot read routine"),
     (["--routines", "iwae(1, 2, 3, 4)"], 2, "too many positional"),
     (["--routines", "vae", "vae"], 2, "twice"),
     (["--routines", "f_gan('pearsn')"], 2, "pearson"),

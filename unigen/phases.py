@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
@@ -222,7 +222,7 @@ class ClipWeights:
     bound: float
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
+        if not isinstance(self.bound, Real) or not self.bound > 0:
             raise ValueError(f"weights are clipped to [-bound, bound] for a positive bound; got {self.bound!r}")
 
     def __call__(self, parameters: list[Any]) -> None:
@@ -271,8 +271,8 @@ class Phase:
             value = getattr(self, name)
             if not isinstance(value, kind) and (value is not None or name == "under"):
                 raise ValueError(f"{name} of a phase is of the kind of {example}; got {name}={value!r}")
-        if self.steps < 1:
-            raise ValueError(f"a phase takes at least one step; got steps={self.steps}")
+        if not isinstance(self.steps, Integral) or self.steps < 1:
+            raise ValueError(f"a phase takes at least one step; got steps={self.steps!r}")
         object.__setattr__(self, "move", tuple(group for group in THETA + PHI + PSI if group in self.move))
 
     def expectations(self) -> Iterator[Expectation]:

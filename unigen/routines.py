@@ -11,6 +11,7 @@ import ast
 from dataclasses import replace
 from typing import Any
 
+from unigen.divergences import f_divergences
 from unigen.kernels import Gibbs
 from unigen.logic import Rule, plausibility
 from unigen.names import nearest
@@ -487,7 +488,7 @@ def catalogue() -> dict[str, Routine]:
 def by_name(text: str) -> Routine:
     """Return the routine written as ``"vae"`` or, with settings, ``"iwae(50)"`` or ``"wgan(clip=0.05)"``.
 
-    Only numbers, booleans and strings, with or without quotes, are read as settings; so every routine's name is read back.
+    Only numbers, strings and booleans are read as settings, the names of estimators and f-divergences without quotes too.
     Raises ``ValueError`` with the nearest name or the reason.
     """
     known = catalogue()
@@ -511,4 +512,6 @@ def by_name(text: str) -> Routine:
 
 
 def _setting(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if isinstance(node, ast.Name) and (node.id in ESTIMATORS or node.id in f_divergences):
+        return node.id
+    return ast.literal_eval(node)

@@ -185,6 +185,7 @@ WRONG = [
     (["--data", "digit"], 2, "did you mean 'digits'|digits"),
     (["--routines", "vea"], 2, "did you mean 'vae'"),
     (["--routines", "iwae(five)"], 2, "cannot read routine"),
+    (["--routines", "em(closed_form=false)"], 2, "cannot read routine"),
     (["--routines", "iwae(1, 2, 3, 4)"], 2, "too many positional"),
     (["--routines", "vae", "vae"], 2, "twice"),
     (["--routines", "f_gan('pearsn')"], 2, "pearson"),

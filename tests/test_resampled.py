@@ -207,7 +207,8 @@ def test_what_it_cannot_do_is_refused() -> None:
     elbo = (Phase(routines.vae[0].maximize, Wake(3), ("theta", "phi"), estimator=Resampled()),)
     assert "Resampled is the estimator of iwae under Wake(particles)" in refused(Guide(FAMILIES["normal"]), elbo)
     for estimator, found in ((None, Resampled(2)), ("doubly_reparameterized", DoublyReparameterized(2))):
-        assert routines.iwae(3, estimator, draws=2)[0].estimator == found
+        declared = routines.iwae(3, estimator, draws=2)
+        assert declared[0].estimator == found and routines.by_name(declared.name) == declared
     with pytest.raises(
         ValueError, match="draws is for no estimator or 'doubly_reparameterized'; got estimator='pathwise'"
     ):

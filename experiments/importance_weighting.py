@@ -155,7 +155,7 @@ def claims_of(studies: list[Study]) -> list[Claim]:
             for name in weighted
             if baseline(name) in study.settings.routines
         ]
-        ranked = [*(["vae"] if "vae" in study.settings.routines else []), *weighted]
+        ranked = [name for name in study.settings.routines if name == "vae" or name in weighted]
         for more in weighted:
             fewer = [less for less in ranked if samples_of(less) < samples_of(more)]
             if fewer:

@@ -104,12 +104,9 @@ def automatic() -> Pair:
         with pyro.plate("rows", len(x)):
             pyro.sample("x", dist.Normal(size, rate), obs=x[:, 0])
 
-    def named(x: Tensor) -> None:
-        model(x)
-
-    guide = autoguide.AutoMultivariateNormal(named)
+    guide = autoguide.AutoMultivariateNormal(model)
     guide(torch.zeros(4, 2))
-    return Pair(named, guide, batch_plate=None)
+    return Pair(model, guide, batch_plate=None)
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {

@@ -25,7 +25,7 @@ _QUESTIONS: dict[Any, Callable[..., Tensor]] = {
     torch.allclose: lambda *args, **named: torch.isclose(*args, **named).all(),
     torch._assert: lambda truth, message: truth,
 }
-_BESIDE = ("TO_BOOL", "CACHE", "NOP", "EXTENDED_ARG")  # what stands between a question and the jump by its answer
+_BESIDE = ("TO_BOOL", "NOP", "EXTENDED_ARG")  # what stands between a question and the jump by its answer
 _TURNS = ("JUMP", "RETURN", "YIELD", "ITER", "SEND")  # in the names of what may lead elsewhere
 
 

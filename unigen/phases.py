@@ -347,15 +347,21 @@ class Routine:
     def __getitem__(self, index: int) -> Phase:
         return self.phases[index]
 
-    def __call__(self, *settings: Any, **named: Any) -> Routine:
+    def bind(self, *settings: Any, **named: Any) -> inspect.BoundArguments:
+        """Return the declaration's arguments by name; ``TypeError`` with its signature where these do not fit it."""
         if self.declaration is None:
             raise TypeError(f"routine {self.name!r} has no settings")
-        base = self.declaration.__name__
+        signature = inspect.signature(self.declaration)
         try:
-            bound = inspect.signature(self.declaration).bind(*settings, **named)
+            return signature.bind(*settings, **named)
         except TypeError as error:
-            raise TypeError(f"{base}{inspect.signature(self.declaration)}: {error}") from None
+            raise TypeError(f"{self.declaration.__name__}{signature}: {error}") from None
+
+    def __call__(self, *settings: Any, **named: Any) -> Routine:
+        bound = self.bind(*settings, **named)
+        assert self.declaration is not None  # bound to
         shown = [name_of(v) for v in bound.args] + [f"{k}={name_of(v)}" for k, v in bound.kwargs.items()]
+        base = self.declaration.__name__
         return Routine(
             self.declaration(*settings, **named),
             f"{base}({', '.join(shown)})" if shown else base,

@@ -8,8 +8,10 @@ network; q^r(y|x) = q(1-y|x); w = p/q the importance weight; w̃ weights that su
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from math import isfinite
+from typing import Any, get_args, get_type_hints
 
 from unigen.divergences import f_divergences
 from unigen.kernels import Gibbs
@@ -64,6 +66,7 @@ from unigen.phases import (
     Wake,
     declare,
 )
+from unigen.settings import Kind
 
 __all__ = [
     "ESTIMATORS",
@@ -506,9 +509,21 @@ def by_name(text: str) -> Routine:
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"cannot read routine {text!r:.80}; write it as {name}(5) or {name}(name=value)") from None
     try:
+        _check_kinds(known[name], known[name].bind(*arguments, **named).arguments)
         return known[name](*arguments, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"routine {text!r:.80}: {error}; write it as {name} or {name}(name=value)") from None
+
+
+def _check_kinds(routine: Routine, settings: Mapping[str, Any]) -> None:
+    hints = get_type_hints(routine.declaration)
+    for name, value in settings.items():
+        allowed = (hints[name], *get_args(hints[name]))
+        kinds = [Kind(base, optional=type(None) in allowed) for base in (bool, int, float, str) if base in allowed]
+        if not kinds and Any not in allowed:
+            raise ValueError(f"{name} is neither number nor text; set it in Python")
+        if kinds and not (any(kind.holds(value) for kind in kinds) and (type(value) is not float or isfinite(value))):
+            raise ValueError(f"{name} wants {kinds[0]}; got {value!r:.80}")
 
 
 def _setting(node: ast.expr) -> Any:

@@ -807,6 +807,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "fraction for a count": (lambda: routines.by_name("vae(2.5)"), ("k wants an integer", "2.5")),
     "none for a count": (lambda: routines.by_name("iwae(None)"), ("k wants an integer", "None")),
     "no end of a strength": (lambda: routines.by_name("beta_vae(1e999)"), ("beta wants a number", "inf")),
+    "no kernel": (lambda: routines.by_name("contrastive_divergence(kernel=3)"), ("kernel=3", "Gibbs()")),
     "a setting for Python alone": (
         lambda: routines.by_name("rule_distillation(rules=5)"),
         ("rules is neither", "Python"),

@@ -124,11 +124,13 @@ class Tilted(Expectation):
 class Chain(Expectation):
     """x at the end of ``steps`` transitions of a Markov kernel, started at the data, or ``persistent`` (PCD)."""
 
-    kernel: Any
+    kernel: Callable[[Any, Any], Any]
     steps: int = 1
     persistent: bool = False
 
     def __post_init__(self) -> None:
+        if not callable(self.kernel):
+            raise ValueError(f"a chain takes a kernel, as Gibbs() of unigen.kernels; got kernel={self.kernel!r:.80}")
         _check_count("steps", self.steps, self)
 
     def __str__(self) -> str:

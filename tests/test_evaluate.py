@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 
 import pyro
 import pyro.distributions as dist
@@ -344,6 +345,7 @@ def test_a_file_of_other_weights_or_damaged_is_not_read(compared, capsys, monkey
     good = path.read_text()
     for bad in (
         good.replace('"weights": "', '"weights": "0'),
+        good.replace('"fingerprint": "', '"fingerprint": "0'),
         good[: len(good) // 2],
         good.replace('"kind": "estimate"', '"kind": "guess"'),
     ):
@@ -353,6 +355,19 @@ def test_a_file_of_other_weights_or_damaged_is_not_read(compared, capsys, monkey
         path.write_text(bad)
         assert run(only, capsys)[0] == 0 and bad != good and len(called) == 1
         assert json.loads(path.read_text()) == json.loads(good)
+
+
+def test_weights_are_neither_examined_nor_sampled_on_other_data_than_they_were_trained_on(compared, tmp_path, capsys):
+    out = tmp_path / "bits"
+    shutil.copytree(compared / "bits", out)
+    config = json.loads((out / "config.json").read_text())
+    config["data"]["fingerprint"] = "0" * 64  # as of a download of binarized_mnist, where UNIGEN_DATA was not set
+    (out / "config.json").write_text(json.dumps(config))
+    for command in (["evaluate", str(out), *QUICK], ["sample", str(out)]):
+        code, said, error = run(command, capsys)
+        assert code == 2 and not said and f"{out} was trained on other data than the digits" in error
+        assert "UNIGEN_DATA" in error and error.count("\n") == 1
+    assert not list(out.rglob("samples-*"))
 
 
 def test_wrong_directories_and_settings_are_one_sentence(compared, tmp_path, capsys):

@@ -30,13 +30,13 @@ from unigen.evaluate.examination import Protocol
 from unigen.failures import failure
 from unigen.lock import DirectoryInUse
 from unigen.names import nearest
-from unigen.planning import PAIRS, Arm, build_pair, plan
+from unigen.planning import PAIRS, Arm, build_pair, plan, plan_of
 from unigen.report import render, table
 from unigen.routines import catalogue
 from unigen.runs import load_weights, save_samples
 from unigen.settings import Common, Settings, UsageError
 from unigen.signals import asked_to_end
-from unigen.stored import check_path, check_readable, read_comparison
+from unigen.stored import check_path, check_readable
 
 __all__ = ["main", "routines_markdown"]
 
@@ -210,11 +210,7 @@ def _sample(chosen: Sample) -> int:
         check_path(out, "--out")
         if not out.name or not out.parent.is_dir():
             raise UsageError(f"--out {out}: the folder {out.parent} is not there, or no name is given in it")
-    settings, _ = read_comparison(directory)
-    try:
-        planned = plan(dataclasses.replace(settings, out=None, device="cpu"))
-    except UsageError as error:
-        raise UsageError(f"{directory / 'config.json'} is not right: {error}") from None
+    planned = plan_of(directory)
     names = [arm.name for arm in planned.arms]
     if chosen.routine is not None and chosen.routine not in names:
         raise UsageError(f"--routine {chosen.routine!r} is not in {directory}; {nearest(chosen.routine, names)}")

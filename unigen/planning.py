@@ -33,10 +33,10 @@ from unigen.phases import Optimizer, Phase, Routine
 from unigen.routines import by_name
 from unigen.runs import slug_of
 from unigen.settings import Settings, UsageError, check_bounds
-from unigen.stored import check_path, check_same
+from unigen.stored import check_data, check_path, check_same, read_comparison
 from unigen.streams import isolated
 
-__all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "psi_networks", "shared_networks"]
+__all__ = ["PAIRS", "Arm", "Plan", "build_pair", "plan", "plan_of", "psi_networks", "shared_networks"]
 
 ON_BITS = (
     "vae",
@@ -111,6 +111,21 @@ def plan(settings: Settings, command: str = "unigen compare") -> Plan:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def plan_of(directory: Path) -> Plan:
+    """Return the plan of the comparison that a directory holds, on the CPU and on the data that it was trained on.
+
+    Raises ``UsageError`` where there is none, its settings cannot be, or the data here are others, and
+    ``unigen.data.DataError`` for data that cannot be had.
+    """
+    settings, config = read_comparison(directory)
+    try:
+        planned = plan(dataclasses.replace(settings, out=None, device="cpu"))
+    except UsageError as error:
+        raise UsageError(f"{directory / 'config.json'} is not right: {error}") from None
+    check_data(directory, config, settings.data, planned.dataset.fingerprint)
+    return planned
 
 
 def _plan(settings: Settings, command: str) -> Plan:

@@ -14,7 +14,7 @@ from typing import Any
 
 from unigen.settings import Settings, UsageError, settings_of
 
-__all__ = ["check_confined", "check_path", "check_readable", "check_same", "read_comparison"]
+__all__ = ["check_confined", "check_data", "check_path", "check_readable", "check_same", "read_comparison"]
 
 _CONFIG_BYTES, _RUNS = 2**22, 10_000
 
@@ -115,11 +115,27 @@ def check_same(directory: Path, settings: Settings, fingerprint: str) -> None:
                 f"--out {directory} holds another comparison, whose {name.replace('_', '-')} is {_plain(there)} and not "
                 f"{_plain(here)}; name a new directory"
             )
-    data = config.get("data")
-    if not isinstance(data, dict) or data.get("fingerprint") != fingerprint:
+    if _fingerprint(config) != fingerprint:
         raise UsageError(
             f"--out {directory} holds a comparison on other data under the same name; name a new directory"
         )
+
+
+def check_data(directory: Path, config: dict[str, Any], name: str, fingerprint: str) -> None:
+    """Refuse to examine what was trained on other data, as on another draw of a binarization.
+
+    ``config``: the content of the directory's ``config.json``; ``name``, ``fingerprint``: of the data here. Raises ``UsageError``.
+    """
+    if _fingerprint(config) != fingerprint:
+        raise UsageError(
+            f"{directory} was trained on other data than the {name} that is found here; set UNIGEN_DATA to the folder, or unset "
+            "it, as it was then"
+        )
+
+
+def _fingerprint(config: dict[str, Any]) -> Any:
+    data = config.get("data")
+    return data.get("fingerprint") if isinstance(data, dict) else None
 
 
 def check_readable(directory: Path) -> None:

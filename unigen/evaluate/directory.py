@@ -1,10 +1,10 @@
 """Evaluating directories of ``unigen compare``: every trained run is given the same examination, and one table says it all.
 
-DIR/SLUG/seed-S/evaluation.json    what a run's examination found, its protocol, and the hash of the weights it is of
+DIR/SLUG/seed-S/evaluation.json    what a run's examination found, its protocol, and the hashes of weights and data it is of
 DIR/SLUG/seed-S/calibration.png    the ranks of a guide's calibration, where there is a guide
 DIR/SLUG/seed-S/neighbours.png     samples of images over their nearest training rows: the first, and the nearest of all
 
-A run whose file is of the same protocol and weights is not examined again.
+A run whose file is of the same protocol, weights and data is not examined again.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from unigen.evaluate.sample_figures import SampleFigure
 from unigen.figures import number
 from unigen.names import nearest
 from unigen.networks import fingerprint
-from unigen.planning import Arm, Plan, build_pair, plan
+from unigen.planning import Arm, Plan, build_pair, plan_of
 from unigen.results import as_mapping, as_number, as_sequence, as_text
 from unigen.runs import load_weights
 from unigen.settings import UsageError
-from unigen.stored import read_comparison
 from unigen.tables import aggregate
 
 __all__ = ["Examined", "evaluate_directories", "evaluation_table"]
@@ -65,7 +64,7 @@ def evaluate_directories(
     directory holds no comparison, or nothing that is asked for is trained.
     """
     protocol = protocol or Protocol()
-    planned = {directory: _planned(directory) for directory in _comparisons(directories)}
+    planned = {directory: plan_of(directory) for directory in _comparisons(directories)}
     known = {arm.name for found in planned.values() for arm in found.arms}
     for name in routines:
         if name not in known:
@@ -100,18 +99,17 @@ def _comparisons(directories: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _planned(directory: Path) -> Plan:
-    settings, _ = read_comparison(directory)
-    return plan(dataclasses.replace(settings, out=None, device="cpu"))
-
-
 def _examine(planned: Plan, arm: Arm, seed: int, weights: Path, protocol: Protocol, progress: bool) -> Examined:
     pair = build_pair(planned, arm, seed)
     try:
         load_weights(weights, pair)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    identity = {"protocol": json.loads(json.dumps(dataclasses.asdict(protocol))), "weights": fingerprint(pair)}
+    identity = {
+        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
+        "weights": fingerprint(pair),
+        "fingerprint": planned.dataset.fingerprint,
+    }
     path, data = weights.with_name("evaluation.json"), _described(planned)
     known = _read(path, identity)
     if known is not None:
@@ -137,7 +135,7 @@ def _described(planned: Plan) -> str:
 
 
 def _read(path: Path, identity: dict[str, Any]) -> tuple[tuple[Figure, ...], tuple[Refusal, ...]] | None:
-    """Return what an earlier examination of the same weights by the same protocol found, or None."""
+    """Return what an earlier examination of the same weights on the same data by the same protocol found, or None."""
     try:
         if path.stat().st_size > _BYTES:
             return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from worlds import InverseFlow
 
@@ -245,8 +247,10 @@ def test_a_number_of_python_that_a_callback_changes_is_the_number_of_eager(objec
 
 
 class Remembering(Guide):
+    calls = 0
+
     def forward(self, x: Tensor) -> None:
-        self.layers += 1
+        self.calls += 1
         self.last = self.net(x)
         super().forward(x)
 
@@ -267,7 +271,112 @@ def test_what_a_program_writes_itself_is_no_change(engine: str, monkeypatch: pyt
     for _ in range(3):
         fit(DATA, (Phase(of_last, Wake(), PHI),), pair, steps=1, engine=engine, progress=False)
         pair.guide(DATA)
-    assert len(captured) == 1
+    assert len(captured) == 2  # the second to see that what is counted changes nothing
+
+
+class Counting(Model):
+    """A model that counts its calls, and weighs by the count."""
+
+    count = 0
+
+    def forward(self, x: Tensor) -> None:
+        self.count += 1
+        with poutine.scale(scale=min(1.0, self.count / 40)):
+            super().forward(x)
+
+
+class Keeping(Model):
+    """The same, by a number that stands in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"count": 0}
+
+    def forward(self, x: Tensor) -> None:
+        self.kept["count"] += 1
+        with poutine.scale(scale=torch.tensor(min(1.0, self.kept["count"] / 40))):
+            super().forward(x)
+
+
+class OfPython(Model):
+    """A model that asks Python for random numbers."""
+
+    def forward(self, x: Tensor) -> None:
+        super().forward(x * (random.random() < 2))
+
+
+class OfNumpy(Model):
+    """A model that asks numpy for them."""
+
+    def forward(self, x: Tensor) -> None:
+        super().forward(x * float(numpy.random.uniform() < 2))  # noqa: NPY002
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Counting, "'count' changes by a call of the program"),
+        (Keeping, "'kept' changes by a call of the program"),
+        (OfPython, "draws random numbers of Python or numpy"),
+        (OfNumpy, "draws random numbers of Python or numpy"),
+    ],
+)
+def test_a_program_that_changes_by_itself_is_refused(model: type[Model], words: str, engine: str) -> None:
+    pair = Pair(model(), Guide()).double()
+    fit(DATA, vae, pair, steps=2, progress=False)
+    before = random.getstate()
+    with pytest.raises(PairError, match=f"{words}.*engine='eager'"):
+        fit(DATA, vae, pair, steps=2, engine=engine, progress=False)
+    assert model is OfPython or random.getstate() == before
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_two_arguments_of_one_tensor_may_differ_in_the_next_batch(engine: str) -> None:
+    torch.manual_seed(0)
+    clean, ends = torch.randn(8, 2, dtype=torch.float64), []
+    noisy = clean + torch.randn_like(clean)
+    for name in ("eager", engine):
+        torch.manual_seed(0)
+        pair = Pair(Denoising()).double()
+        optimizers = optimizers_for(maximum_likelihood, pair, Optimizer("SGD", 0.1))
+        for batch in ((clean, clean), (noisy, clean)):
+            fit(batch, maximum_likelihood, pair, optimizers, steps=1, engine=name, progress=False)
+        ends.append([parameter.detach() for parameter in pair.model.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+class Denoising(nn.Module):
+    """The clean x given a noisy one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, noisy: Tensor, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.net(noisy), 1.0).to_event(1), obs=x)
+
+
+class Refilled:
+    """Batches in one tensor that each fills anew."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        batch = torch.empty_like(DATA)
+        for number in range(12):
+            yield batch.copy_(DATA + number)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_batches_may_come_in_one_tensor(engine: str) -> None:
+    ends = []
+    for name in ("eager", engine):
+        pair = filled()
+        routine = (Phase(joint, Wake(), PHI),)
+        optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
+        _, history = fit(Refilled(), routine, pair, optimizers, steps=12, record_every=1, engine=name, progress=False)
+        ends.append(torch.tensor(history.values))
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy
 import torch
 
-__all__ = ["isolated"]
+__all__ = ["isolated", "own_of_python"]
 
 
 @contextmanager
@@ -23,3 +25,19 @@ def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def own_of_python() -> Iterator[Callable[[], bool]]:
+    """Leave the random streams of Python and numpy as they were; what is given says whether something was drawn from them."""
+    python, of_numpy = random.getstate(), numpy.random.get_state()  # noqa: NPY002
+
+    def drawn() -> bool:
+        now = numpy.random.get_state()  # noqa: NPY002
+        return random.getstate() != python or not all(map(numpy.array_equal, now, of_numpy))
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(of_numpy)  # noqa: NPY002

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,11 @@ def _in_order(x: Tensor) -> Tensor:
     return x.contiguous() if x.layout is torch.strided else x  # else it is refused, by the check of the pair
 
 
-def _batches(loader: Any) -> Callable[[int], Any]:
-    """Return the batch of a global index: from a loader's ``at``, one tensor again and again, or an iterable, restarted."""
+def _batches(loader: Any, ahead: bool) -> Callable[[int], Any]:
+    """Return the batch of a global index: from a loader's ``at``, one tensor again and again, or an iterable, restarted.
+
+    ``ahead``: several are taken before the first is used, so that they are copied: an iterable may fill one tensor anew.
+    """
     if hasattr(loader, "at"):
         return loader.at
     if isinstance(loader, Tensor | Mapping | tuple):
@@ -87,12 +90,14 @@ def _batches(loader: Any) -> Callable[[int], Any]:
             f"fit wants a Loader, a batch, or an iterable that can be restarted; got {type(loader).__name__}"
         )
 
+    copied = ahead and not isinstance(loader, Sequence)
+
     def endless() -> Iterator[Any]:
         while True:
             empty = True
             for batch in loader:
                 empty = False
-                yield batch
+                yield tree_map_only(Tensor, Tensor.clone, batch) if copied else batch
             if empty:
                 raise ValueError("the loader has no batch")
 
@@ -233,7 +238,7 @@ def course(
     _check_held(state)
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
-    batch_at, each = _batches(loader), max(phase.steps for phase in phases)
+    batch_at, each = _batches(loader, module.CHUNK > 1), max(phase.steps for phase in phases)
     every, callbacks = record_every or max(1, (steps or 2000) // 200), tuple(callbacks)
     called = callback_every or every
     if called % every:

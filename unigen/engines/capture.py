@@ -18,7 +18,7 @@ from unigen.engines import eager
 from unigen.engines.lowering import check_lowers
 from unigen.engines.pure import check_hooks
 from unigen.engines.recorder import capture
-from unigen.engines.tape import Tape
+from unigen.engines.tape import Tape, alike
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Phase
 
@@ -63,6 +63,14 @@ class Climb:
     def stale(self) -> bool:
         """Whether a constant of the climb has changed since."""
         return self.tape.stale or (self.projection is not None and self.projection.stale)
+
+    def same(self, other: Climb) -> bool:
+        """Whether both compute the same, from the same constants."""
+        constants = [
+            [*climb.tape.constants.values(), *(climb.projection.constants.values() if climb.projection else ())]
+            for climb in (self, other)
+        ]
+        return self == other and alike(*constants)
 
     def bare(self) -> Climb:
         """Return the climb without the values of constants, as a key by which compiled programs are found."""

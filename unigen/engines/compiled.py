@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from unigen.engines.pure import capture, chains_of, gradient
 from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
+from unigen.engines.tape import alike
 from unigen.pair import Pair, Unsupported
 from unigen.phases import Phase, Routine
 
@@ -92,6 +94,14 @@ class _Phase:
     def stale(self) -> bool:
         """Whether a constant of the graph has changed since."""
         return any(own._version != version for own, version in self.looked)
+
+    def same(self, other: _Phase) -> bool:
+        """Whether both compute the same."""
+        constants = [
+            [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+            for graph in (self.graph, other.graph)
+        ]
+        return self.graph.code == other.graph.code and alike(*constants)
 
     def held(self, tensors: _Tensors) -> list[Tensor]:
         """Return what the graph reads and writes in place."""
@@ -194,8 +204,8 @@ class _Step:
                 place = (repetition - 1) % (len(batch) - 1) + 1 if repetition and len(batch) > 1 else 0
                 key = (phase, mode, own.rules, shapes_of(batch[place]))
                 if key not in pair.compiled or pair.compiled[key].stale:
-                    pair.compiled[key] = _Phase(phase, pair, own, batch[place])
-                    settled(phases, pair)
+                    captured = partial(_Phase, phase, pair, own, batch[place])
+                    pair.compiled[key] = settled(phases, pair, captured, lambda one, other: one.same(other))
                 self.climbs.append((number, pair.compiled[key], own, place))
         self.pair = pair
         self.key = tuple((climb, place) for _, climb, _, place in self.climbs)

@@ -26,8 +26,10 @@ from unigen.engines import eager
 from unigen.engines.assertions import Assertions
 from unigen.engines.programs import reason_of, swapped
 from unigen.engines.selections import Selections
+from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
+from unigen.streams import own_of_python
 
 __all__ = ["capture", "chains_of", "gradient", "unvalidated"]
 
@@ -142,8 +144,11 @@ def capture(
     def traced(*fakes: Tensor) -> Any:
         with Selections(lambda mask: not isinstance(mask, FakeTensor)):
             with _Constants(constants) if constants else contextlib.nullcontext():
-                with Assertions() as assertions:
-                    return assertions.held(function(*fakes))
+                with Assertions() as assertions, own_of_python() as drawn:
+                    results = assertions.held(function(*fakes))
+                    if drawn():
+                        raise Unsupported(f"the program {DRAWS}")
+                    return results
 
     devices = {argument.device for argument in arguments if argument.is_cuda}
     try:

@@ -12,18 +12,19 @@ from __future__ import annotations
 import dis
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from unigen.pair import HOOKS, Pair
+from unigen.engines.tape import EAGERLY
+from unigen.pair import HOOKS, Pair, Unsupported
 from unigen.phases import Phase
 
 __all__ = ["mode_of", "settled"]
@@ -31,6 +32,7 @@ __all__ = ["mode_of", "settled"]
 FRAMEWORKS = {"torch", "torchvision", "pyro", "numpyro", "jax", "numpy", "unigen"}
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MOST_ITEMS, MOST_OBJECTS = 64, 4096  # a longer list or dict is data
+Captured = TypeVar("Captured")
 MANY = 8  # captures of one routine, after which there will be more
 
 
@@ -46,10 +48,25 @@ def mode_of(phases: tuple[Phase, ...], pair: Pair) -> int:
     return readings.mode()
 
 
-def settled(phases: tuple[Phase, ...], pair: Pair) -> None:
-    """Say that a program was captured: what has changed since ``mode_of`` was changed by the programs themselves."""
+def settled(
+    phases: tuple[Phase, ...], pair: Pair, capture: Callable[[], Captured], same: Callable[[Captured, Captured], bool]
+) -> Captured:
+    """Return what ``capture`` gives; what changes meanwhile is changed by the programs themselves.
+
+    Where that is a number, as of a program that counts its calls, the capture is made once more: raises ``Unsupported``
+    where the two are not the ``same``, since a captured program counts nothing.
+    """
     readings: _Readings = pair.compiled["readings"][phases]
+    before = readings.plain()
+    found = capture()
+    counted = dict.fromkeys(name for name, value in readings.plain() if (name, value) not in before)
+    if counted and not same(found, capture()):
+        raise Unsupported(
+            f"{', '.join(map(repr, counted))} changes by a call of the program, and with it what the next one computes, where a "
+            f"captured program stays as it is; keep it in a buffer that changes in place, or {EAGERLY}"
+        )
     readings.after = readings.read()
+    return found
 
 
 class _Readings:
@@ -64,6 +81,12 @@ class _Readings:
 
     def read(self) -> tuple[Any, ...]:
         return (_outside(), self.pair.signature(), *(_look(holder, key) for _, holder, key in self.walks[-1].places))
+
+    def plain(self) -> list[tuple[str, Any]]:
+        """Return the numbers, strings and short lists of them, by name, those too that the programs write."""
+        walk = self.walks[-1]
+        looked = ((name, _look(holder, key)) for name, holder, key in (*walk.places, *walk.own))
+        return [(name, value) for name, value in looked if value[0] != "object"]
 
     def mode(self) -> int:
         if not self.walks or self.read() != self.after:
@@ -130,7 +153,10 @@ def _classes(kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 class _Walk:
-    """All that the code of phases and programs reaches by the names that it reads: ``places`` are (name, holder, key)."""
+    """All that the code of phases and programs reaches by the names that it reads: ``places`` are (name, holder, key).
+
+    ``own``: those that it writes itself.
+    """
 
     def __init__(self, phases: tuple[Phase, ...], pair: Pair) -> None:
         self.attributes: set[str] = set()  # that some code reads
@@ -146,6 +172,7 @@ class _Walk:
                 if not isinstance(value, (*PLAIN, Tensor)) and id(value) not in self.seen:
                     self.seen[id(value)] = value
                     self.waiting += self._parts(value)
+        self.own = [place for place in self.places if place[0] in self.written]
         self.places = [place for place in self.places if place[0] not in self.written]
 
     def _parts(self, value: Any) -> Iterator[Any]:

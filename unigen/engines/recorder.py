@@ -22,8 +22,9 @@ from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.selections import Selections
 from unigen.engines.surroundings import plainly
-from unigen.engines.tape import EAGERLY, Node, Ref, Tape, frozen
+from unigen.engines.tape import DRAWS, EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
+from unigen.streams import own_of_python
 
 __all__ = ["capture"]
 
@@ -179,7 +180,10 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(Selections(recorder.fixed))
         assertions = stack.enter_context(Assertions())
+        drawn = stack.enter_context(own_of_python())
         results = assertions.held(function())
+        if drawn():
+            raise Unsupported(f"the program {DRAWS}")
     outputs = [None if tensor is None else memory.read(memory.find(tensor)) for tensor in results]
     written = {}
     for name, seen in memory.inputs.items():

@@ -6,6 +6,7 @@ they are read. ``unigen.engines.recorder`` makes tapes, ``unigen.engines.lowerin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["EAGERLY", "ELSEWHERE", "Node", "Ref", "Shape", "Tape", "frozen"]
+__all__ = ["DRAWS", "EAGERLY", "ELSEWHERE", "Node", "Ref", "Shape", "Tape", "alike", "frozen"]
 
 EAGERLY = "use engine='eager'"
 ELSEWHERE = f"{EAGERLY} or engine='compiled'"
+DRAWS = f"draws random numbers of Python or numpy, which would be drawn once and stay; draw torch's, or {EAGERLY}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,14 @@ class Tape:
                 kept.append(node)
                 wanted.update(node.refs())
         return kept[::-1]
+
+
+def alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether two sequences hold the same numbers."""
+    return len(one) == len(other) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def frozen(tree: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,8 +86,8 @@ def _step(phases: tuple[Phase, ...], pair: Pair, batches: Sequence[Any], shapes:
             place = 1 + (repetition - 1) % more if repetition and more else 0
             key = (phase, shapes[place], shapes_of(chains), mode)
             if key not in known or known[key][0].stale:
-                known[key] = capture_phase(phase, pair, batches[place], chains)
-                settled(phases, pair)
+                captured = partial(capture_phase, phase, pair, batches[place], chains)
+                known[key] = settled(phases, pair, captured, lambda one, other: one[0].same(other[0]))
             climb, ends = known[key]
             chains |= ends
             climbs.append(climb)

@@ -41,7 +41,6 @@ def first_pixels(draw) -> Tensor:
 BOTH = THETA + PHI
 VARIANTS: list[tuple[str, Routine, str]] = [
     ("iwae doubly reparameterized", routines.iwae(3, DoublyReparameterized()), "latent"),
-    ("iwae sticking the landing", Routine((Phase(iwae, Wake(3), BOTH, estimator=StickingTheLanding()),)), "latent"),
     ("vae sticking the landing", Routine((Phase(elbo, Wake(), BOTH, estimator=StickingTheLanding()),)), "latent"),
     ("vae pathwise, guide alone", Routine((Phase(elbo, Wake(), PHI, estimator=Pathwise()),)), "latent"),
     ("vae score function", Routine((Phase(elbo, Wake(), BOTH, estimator=ScoreFunction()),)), "latent"),

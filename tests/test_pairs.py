@@ -17,13 +17,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from unigen import routines
+from unigen.divergences import f_divergence, f_divergences
 from unigen.engines import eager
 from unigen.engines.checks import check
 from unigen.engines.programs import Programs
 from unigen.evaluate import Annealing, Protocol, annealed_log_likelihood, evaluate, guide_draws, reconstruct, sample
 from unigen.kernels import Gibbs, Langevin
 from unigen.networks import networks
-from unigen.objectives import log_p, log_q
+from unigen.objectives import FGan, log_p, log_q
 from unigen.pair import Pair, PairError
 from unigen.pairs import Likelihood, adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.pairs.likelihoods import DiscretizedLogistic, Implicit, Stratified
@@ -711,3 +712,73 @@ def test_data_have_the_name_that_the_model_gives_them():
     assert reconstruct(pair, x).shape == (6, 3)
     for routine in (routines.vae, routines.aavae, routines.wake_sleep, routines.posterior_regularization()):
         check(routine, pair, x)
+
+
+# -- what no group may share -------------------------------------------------------------------------------------------
+
+
+class Reading(nn.Module):
+    """A guide or model of z and x from a layer and, where there is one, a batch norm."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, model: bool) -> None:
+        super().__init__()
+        self.layer, self.norm, self.model = layer, norm, model
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if not self.model:
+                pyro.sample("z", dist.Normal(self.layer(self.norm(x)), 1.0).to_event(1))
+                return
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.layer(self.norm(z)), 1.0).to_event(1), obs=x)
+
+
+def test_a_transpose_is_no_parameter_of_its_own():
+    encoder, decoder = nn.Linear(2, 2), nn.Linear(2, 2)
+    decoder.weight = nn.Parameter(encoder.weight.detach().t())
+    with pytest.raises(PairError, match="'layer.weight' belongs to both theta and phi"):
+        Pair(Reading(decoder, nn.Identity(), model=True), Reading(encoder, nn.Identity(), model=False))
+    decoder.weight = nn.Parameter(encoder.weight.detach().t().clone())
+    Pair(Reading(decoder, nn.Identity(), model=True), Reading(encoder, nn.Identity(), model=False))
+    Pair(nn.LazyLinear(2), nn.LazyLinear(2))  # which have no memory yet
+
+
+def test_a_buffer_of_both_programs_must_not_be_written_to():
+    norm, x = nn.BatchNorm1d(2, affine=False), torch.randn(8, 2)
+    pair = Pair(Reading(nn.Linear(2, 2), norm, model=True), Reading(nn.Linear(2, 2), norm, model=False))
+    before = norm.running_mean.clone()
+    with pytest.raises(PairError, match=r"a buffer of shape \(2,\) belongs to both theta and phi and is written to"):
+        check(routines.vae, pair, x)
+    assert torch.equal(norm.running_mean, before)
+    norm.eval()
+    check(routines.vae, pair, x)
+
+
+# -- f-divergences far out ---------------------------------------------------------------------------------------------
+
+
+class Judged:
+    """What ``FGan`` asks of a draw: labels and log odds."""
+
+    def __init__(self, y: Tensor, log_odds: Tensor) -> None:
+        self.y, self.odds = y, log_odds
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.y
+
+    def log_odds(self, name: str) -> Tensor:
+        return self.odds
+
+
+@pytest.mark.parametrize("name", f_divergences)
+def test_the_branch_not_taken_leaves_the_gradient_of_f_gan_alone(name: str):
+    y = torch.tensor([1.0, 0.0])
+    for far in (100.0, -100.0):
+        found = torch.tensor([far, 0.5], requires_grad=True), torch.tensor([0.5, far], requires_grad=True)
+        taken = [f_divergence(name).activation, f_divergence(name).conjugate_of_activation]
+        for row, log_odds in enumerate(found):
+            (gradient,) = torch.autograd.grad(FGan(name)(Judged(y, log_odds)).sum(), log_odds)
+            alone = log_odds[row].detach().requires_grad_()
+            (expected,) = torch.autograd.grad((2 - 4 * row) * taken[row](alone), alone)
+            torch.testing.assert_close(gradient[row], expected, equal_nan=True)
+            assert gradient[1 - row].isfinite()

@@ -40,6 +40,7 @@ from unigen.phases import (
     Tilted,
     Wake,
 )
+from unigen.phases import Baseline as Subtracted
 
 BOTH = THETA + PHI
 ROWS, DIMENSION = 4, 6
@@ -344,6 +345,17 @@ def unheard_of(draw: Any) -> Tensor:
     return draw["label"]
 
 
+def by_weight(draw: Any) -> Tensor:
+    """Values whose gradient is that of iwae: weights that count as numbers."""
+    log_w = log_weight(draw)
+    return torch.softmax(log_w.detach(), 0) * log_w
+
+
+def first_of_x(draw: Any) -> Tensor:
+    """A reward of what is drawn."""
+    return draw["x"][..., 0]
+
+
 def averaged(draw: Any) -> Tensor:
     """A value a datum from particles, which is not iwae."""
     return elbo(draw).mean(0)
@@ -398,6 +410,30 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     "doubly, no particles": (
         lambda: ((Phase(iwae, Wake(), BOTH, estimator=DOUBLY),), latent(shared()), rows()),
         ("DoublyReparameterized", "Wake(particles)"),
+    ),
+    "sticking, iwae": (
+        lambda: (routines.iwae(3, STICKING), latent(shared()), rows()),
+        ("StickingTheLanding", "elbo", "not in iwae", "DoublyReparameterized"),
+    ),
+    "sticking, a weight by hand": (
+        lambda: ((Phase(by_weight, Wake(3), BOTH, estimator=STICKING),), latent(shared()), rows()),
+        ("StickingTheLanding", "not in by_weight"),
+    ),
+    "baseline, dreams": (
+        lambda: ((Phase(first_of_x, Sleep(), THETA, control_variate=Subtracted()),), bits_pair(), rows()),
+        ("Baseline", "what Sleep() draws", "LeaveOneOut()"),
+    ),
+    "tilted, one value for all particles": (
+        lambda: ((Phase(iwae, Tilted(Wake(5), log_weight), THETA),), latent(shared()), rows()),
+        ("weighs particles", "iwae has no value each"),
+    ),
+    "iwae, every value": (
+        lambda: (
+            (Phase(iwae, Enumerate(), THETA),),
+            mixture(2, torch.randn(ROWS, DIMENSION)),
+            torch.randn(ROWS, DIMENSION),
+        ),
+        ("Enumerate", "log_evidence"),
     ),
     "leave one out, one particle": (
         lambda: (left_out(1), bits_pair(), rows()),

@@ -131,6 +131,8 @@ def log_mean_exp(draw: Any, values: Tensor) -> Tensor:
     """
     if draw.particles is None:
         raise ValueError("an objective over particles needs an expectation with particles, such as Wake(particles=5)")
+    if draw.enumerated:
+        raise ValueError("under Enumerate every value is there once, drawn or not: the sum over them is log_evidence")
     return torch.logsumexp(values, 0) - math.log(draw.particles)
 
 
@@ -204,9 +206,10 @@ class FGan:
 
     def __call__(self, draw: Any) -> Tensor:
         divergence: FDivergence = f_divergence(self.divergence)
-        log_odds = critic(draw)
-        on_data, on_generated = divergence.activation(log_odds), divergence.conjugate_of_activation(log_odds)
-        return 2 * torch.where(draw["y"] > 0, on_data, -on_generated)
+        log_odds, real = critic(draw), draw["y"] > 0
+        on_data = divergence.activation(torch.where(real, log_odds, 0.0))  # at 0: what is not taken must not overflow,
+        on_generated = divergence.conjugate_of_activation(torch.where(real, 0.0, log_odds))  # else the gradient is nan
+        return 2 * torch.where(real, on_data, -on_generated)
 
 
 @dataclass(frozen=True)

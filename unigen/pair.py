@@ -90,7 +90,7 @@ class Pair(nn.Module):
         owner: dict[int, str] = {}
         for group in ("theta", "phi", "psi"):
             for name, parameter in self.named_group(group):
-                other = owner.setdefault(id(parameter), group)
+                other = owner.setdefault(_memory(parameter), group)
                 if other != group:
                     raise PairError(f"parameter {name!r} belongs to both {other} and {group}; give each its own copy")
         self.arguments = arguments
@@ -258,7 +258,13 @@ class Pair(nn.Module):
             data = dict(zip(self.arguments, values, strict=False))
             if len(values) > len(self.arguments):
                 raise PairError(f"the model takes {', '.join(self.arguments) or 'no data'}; got {len(values)} values")
+        seen: set[int] = set()
         for name, value in data.items():
+            if isinstance(value, Tensor) and id(value) in seen:
+                data[name] = value.view_as(
+                    value
+                )  # an argument of its own, as it may be another tensor in the next batch
+            seen.add(id(value))
             if name not in self.arguments:
                 raise PairError(f"data {name!r} is no argument of the model; {nearest(name, self.arguments)}")
             if hasattr(value, "__len__") and not isinstance(value, Tensor | str):
@@ -278,6 +284,12 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 """Where a module has its hooks."""
 _HELD = attrgetter("_buffers", *HOOKS)
 _READ = {bool, float, str}  # attributes of a module that a program reads when it is captured; integers often count
+
+
+def _memory(parameter: nn.Parameter) -> int:
+    """Return where a parameter's numbers lie, the same of one and of its transpose; of one without numbers, its identity."""
+    lazy = nn.parameter.is_lazy(parameter)  # type: ignore[no-untyped-call]
+    return (0 if lazy else parameter.data_ptr()) or id(parameter)
 
 
 def nothing(*_: Any, **__: Any) -> None:

@@ -50,6 +50,7 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     break
                 for phase in routine:
                     reached |= _gradients(phase, pair, x)
+            _check_shared(pair, buffers, before)
             missing = _unreached(routine, pair, reached)
             given = [name for name in pair.optional if data.get(name) is not None]
             if missing and given:
@@ -73,6 +74,20 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
+
+
+def _check_shared(pair: Pair, buffers: list[Tensor], before: list[Tensor]) -> None:
+    """Refuse a buffer of two groups that the programs have written to: a phase that moves one of them leaves the other's."""
+    changed = {id(own) for own, old in zip(buffers, before, strict=True) if not torch.equal(own, old)}
+    owner: dict[int, str] = {}
+    for group in ("theta", "phi", "psi"):
+        for buffer in pair.group_buffers(group):
+            other = owner.setdefault(id(buffer), group)
+            if other != group and id(buffer) in changed:
+                raise PairError(
+                    f"a buffer of shape {tuple(buffer.shape)} belongs to both {other} and {group} and is written to, as the "
+                    "running mean of a shared batch norm; give each program a layer of its own"
+                )
 
 
 def check_routine(routine: Any) -> Routine | tuple[Phase, ...]:

@@ -249,6 +249,10 @@ class Draw:
             return held
         return self._total("guide", self.sites("guide").values())
 
+    def held_densities(self) -> list[Tensor]:
+        """Return the densities of the guide's sites that the objective has read with the guide held fixed."""
+        return [density for (which, _), density in self._densities.items() if which == "frozen guide"]
+
     def check_repeats(self, again: Tensor, first: Callable[[], Tensor], which: str) -> None:
         """Refuse, in a trial, a program that has another density where it is run again at the same values."""
         if self.programs.dry and not torch.allclose(again.detach(), first().detach(), rtol=1e-2, atol=1e-2):

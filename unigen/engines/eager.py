@@ -30,6 +30,7 @@ from unigen.phases import (
     Resampled,
     Routine,
     Sleep,
+    StickingTheLanding,
     Tilted,
     Wake,
     name_of,
@@ -112,7 +113,11 @@ def _estimate(
     f = phase.maximize(sample)
     couples = getattr(phase.maximize, "couples_data", False)
     sample.check_value(f, name_of(phase.maximize), couples)
-    if sample.weights is not None and f.dim() == sample.weights.dim():
+    if programs.dry:
+        _check_linear(phase, sample, f)
+    if sample.weights is not None:
+        if f.dim() != sample.weights.dim():
+            raise PairError(f"{expectation} weighs particles, of which {name_of(phase.maximize)} has no value each")
         value = (sample.weights * f).sum(sample.weights_dim).mean()
         return value.detach(), value
     if sample.enumerated and f.dim() == sample.depth:
@@ -137,6 +142,22 @@ def _estimate(
     return f.mean().detach(), surrogate
 
 
+def _check_linear(phase: Phase, sample: Draw, f: Tensor) -> None:
+    """Refuse to leave out the score of q where its mean is not zero: where z decides how much log q counts, as in iwae."""
+    if not isinstance(phase.estimator, StickingTheLanding):
+        return
+    held = [density for density in sample.held_densities() if density.requires_grad]
+    if not held or not f.requires_grad:
+        return
+    counts = torch.autograd.grad(f.sum(), held, create_graph=True, allow_unused=True, materialize_grads=True)
+    for count in counts:
+        if count.requires_grad or (sample.particles is not None and bool((count != count[:1]).any())):
+            raise PairError(
+                f"{phase.estimator} leaves out a term whose mean is zero only where log q counts the same whatever z is, as in "
+                f"elbo, and not in {name_of(phase.maximize)}; use DoublyReparameterized with iwae, or leave the estimator out"
+            )
+
+
 def _signals(phase: Phase, sample: Draw, signal: Tensor) -> Tensor | dict[str, Tensor]:
     """Return what multiplies the score, or that of each latent site of the guide, less what its value cannot change."""
     variate = phase.control_variate
@@ -144,6 +165,10 @@ def _signals(phase: Phase, sample: Draw, signal: Tensor) -> Tensor | dict[str, T
         return signal
     if not isinstance(variate, Baseline):
         return signal - _control_variate(phase, sample, signal)
+    if sample.first == "model":
+        raise PairError(
+            f"{variate} is read at what {phase.under} draws, so that it is no constant beside the score; use LeaveOneOut()"
+        )
     predicted = sample.network(variate.network)(sample.x).detach()
     local = sample.local_signals(signal, predicted)
     if local is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ _BYTES = 2**24
 
 @dataclass(frozen=True)
 class Examined:
-    """One run's figures and refusals; ``name`` is its routine, with its directory where several are evaluated."""
+    """One run's figures and refusals; ``name`` is its routine, with the end of its directory's path where there are several."""
 
     name: str
     seed: int
@@ -80,23 +81,38 @@ def evaluate_directories(
     if not runs:
         where = ", ".join(map(str, directories))
         raise UsageError(f"no trained run that was asked for is in {where}; finish the comparison with unigen compare")
-    examined = []
+    labels, examined = _labels(list(planned)), []
     with tqdm(runs, desc="evaluation", disable=not progress, position=0) as bar:
         for directory, arm, seed, weights in bar:
             bar.set_postfix_str(f"{arm.name}, seed {seed}")
             found = _examine(planned[directory], arm, seed, weights, protocol, progress)
-            name = f"{arm.name}, {directory.name}" if len(planned) > 1 else arm.name
+            name = f"{arm.name}, {labels[directory]}" if len(planned) > 1 else arm.name
             examined.append(dataclasses.replace(found, name=name))
     return examined
 
 
+def _labels(directories: Sequence[Path]) -> dict[Path, Path]:
+    """Return for each directory the shortest end of its path that no other one has.
+
+    >>> [str(label) for label in _labels([Path("/a/x"), Path("/b/x"), Path("/b/y")]).values()]
+    ['a/x', 'b/x', 'y']
+    """
+    parts = {directory: directory.resolve().parts for directory in directories}
+    ends = {directory: [own[-count:] for count in range(1, len(own) + 1)] for directory, own in parts.items()}
+    counts = Counter(end for own in ends.values() for end in own)
+    return {directory: Path(*next(end for end in own if counts[end] == 1)) for directory, own in ends.items()}
+
+
 def _comparisons(directories: Sequence[Path]) -> list[Path]:
-    """Return the directories themselves, or the comparisons in a folder of comparisons."""
+    """Return the directories themselves, or the comparisons in a folder of comparisons, each once however it is spelt."""
     found: list[Path] = []
     for directory in directories:
         inside = sorted(path.parent for path in directory.glob("*/config.json")) if directory.is_dir() else []
         found += [directory] if (directory / "config.json").exists() or not inside else inside
-    return list(dict.fromkeys(found))
+    once: dict[Path, Path] = {}
+    for directory in found:
+        once.setdefault(directory.resolve(), directory)
+    return list(once.values())
 
 
 def _examine(planned: Plan, arm: Arm, seed: int, weights: Path, protocol: Protocol, progress: bool) -> Examined:

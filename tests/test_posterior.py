@@ -43,8 +43,9 @@ def test_annealing_minus_elbo_is_the_divergence_from_the_posterior(seed):
     pair = Pair(line, ExactGuide(line, 1.5, 0.5))
     x = torch.randn(40, 3, dtype=torch.float64)
     elbo = importance_weighted_curve(log_importance_weights(pair, x, 2000, seed), (1,))[0]
-    annealed = annealed_log_likelihood(pair, x[:30], Annealing(100, 16, 5), seed)
-    found = posterior_gap(annealed, elbo)
+    rows = torch.randperm(40)[:30]
+    annealed = annealed_log_likelihood(pair, x[rows], Annealing(100, 16, 5), seed)
+    found = posterior_gap(annealed, elbo, rows)
     # the mean of 80,000 log weights of deviation 2, and of 30 annealed values of deviation below 0.1
     assert abs(found.value - divergence(1.5, 0.5, line)) < 0.15
     assert (found.kind, found.n, found.units) == ("lower bound", 30, "nats")
@@ -53,6 +54,8 @@ def test_annealing_minus_elbo_is_the_divergence_from_the_posterior(seed):
     assert abs(posterior_gap(exact, elbo).value - divergence(1.5, 0.5, line)) < 0.06
     with pytest.raises(ValueError, match="upper bound"):
         posterior_gap(mean_figure("log p(x)", line.exact(x), "upper bound"), elbo)
+    with pytest.raises(ValueError, match="of 30 data and the ELBO of 40; give rows"):
+        posterior_gap(annealed, elbo)
 
 
 def test_k_hat_is_arviz(seed):

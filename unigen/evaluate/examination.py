@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.data import Dataset, spread
-from unigen.engines.programs import Programs, rows_of, taken
+from unigen.engines.programs import Programs, taken
 from unigen.engines.sites import base_of, support_of
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
@@ -25,6 +25,7 @@ from unigen.evaluate.calibration import Calibration, simulation_based_calibratio
 from unigen.evaluate.classifier import Predictor
 from unigen.evaluate.dreams import Samples, sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
+from unigen.evaluate.latents import rows_of
 from unigen.evaluate.likelihood import (
     bound_figure,
     bound_of,
@@ -54,9 +55,10 @@ class Protocol:
     """What is done to every pair alike; its defaults take a minute or two a pair of MNIST's size on a core.
 
     ``test``: data for likelihoods and samples. ``particles``: K of the importance-weighted bound, whose curve has the powers of
-    ten below. ``annealed``: the first data, that annealing is run on. ``annealing``: how. ``simulated``: data for bounds from
+    ten below. ``annealed``: how many of these data annealing is run on. ``annealing``: how. ``simulated``: data for bounds from
     both sides. ``partition``, ``partition_chains``: of an RBM's annealing. ``calibration``: simulations of the guide's.
-    ``validation``: data that observation noise is tuned on. ``samples``: how many; 0 for no figure of samples.
+    ``validation``: data that observation noise is tuned on. ``samples``: how many; 0 for no figure of samples. Fewer rows than
+    there are stand at equal distances: the first ones are no fair sample of a file that is sorted.
     """
 
     test: int = 1000
@@ -131,7 +133,7 @@ def evaluate(
         raise PairError(f"the protocol is a {kind}; data of several arguments are one tuple: evaluate(pair, (x, y))")
     protocol = protocol or Protocol()
     dataset = data if isinstance(data, Dataset) else None
-    x = spread(dataset.test, protocol.test).to(device) if dataset else _first(pair, data, protocol.test)
+    x = spread(dataset.test, protocol.test).to(device) if dataset else _some(pair, data, protocol.test)[0]
     held_out = validation if validation is not None else dataset.validation if dataset else None
     room = _Room(pair, x, held_out, protocol, quick, seed, progress)
     parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []
@@ -171,13 +173,14 @@ def evaluate(
     return Examination(tuple(figures), tuple(refusals), room.made, room.calibration)
 
 
-def _first(pair: Pair, data: Any, rows: int) -> Any:
-    """Return the first rows of data; the whole where a batch is one datum, such as a series."""
+def _some(pair: Pair, data: Any, rows: int) -> tuple[Any, Tensor]:
+    """Return rows of data at equal distances, and their numbers; the whole where a batch is one datum, such as a series."""
     named = pair.bind(data)
-    total = rows_of(named)
-    if total <= rows or not Programs(pair).layout(named).batched:
-        return data
-    return data[:rows] if isinstance(data, Tensor) else taken(named, total, slice(rows))
+    total = rows_of(pair, named)
+    index = spread(torch.arange(total), rows)
+    if len(index) == total:
+        return data, index
+    return data[index] if isinstance(data, Tensor) else taken(named, total, index), index
 
 
 def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None, warning_of: Callable[[], str]) -> Figure:
@@ -229,6 +232,7 @@ class _Room:
         self.pair, self.x, self.validation, self.protocol, self.quick = pair, x, validation, protocol, quick
         self.seed, self.progress = seed, progress
         self.found: list[Figure] = []
+        self.rows: Tensor | None = None  # the numbers of the data that were annealed, None where all count
         self.made: Samples | None = None
         self.calibration: Calibration | None = None
 
@@ -271,14 +275,16 @@ class _Room:
 
     def annealed(self) -> Iterator[Figure]:
         if self._known("log p(x)") is None:
-            x = _first(self.pair, self.x, self.protocol.annealed)
-            yield annealed_log_likelihood(self.pair, x, self.protocol.annealing, self.seed, self.progress)
+            x, rows = _some(self.pair, self.x, self.protocol.annealed)
+            found = annealed_log_likelihood(self.pair, x, self.protocol.annealing, self.seed, self.progress)
+            self.rows = rows
+            yield found
 
     def observation(self) -> Iterator[Figure]:
         if self.validation is None or not self.protocol.validation:
             raise Refused("observation noise is tuned on validation data, which were not given")
-        held_out = self.validation[: self.protocol.validation].to(self.x.device)
-        x = self.x[: self.protocol.annealed]
+        held_out = spread(self.validation, self.protocol.validation).to(self.x.device)
+        x, _ = _some(self.pair, self.x, self.protocol.annealed)
         yield gaussian_observation_log_likelihood(
             self.pair, x, held_out, self.protocol.annealing, seed=self.seed, progress=self.progress
         )
@@ -287,12 +293,11 @@ class _Room:
         n = self.protocol.simulated
         if n < 2:
             raise Refused("no data were to be simulated")
+        like, _ = _some(self.pair, self.x, n)
         try:
-            yield from bidirectional_monte_carlo(
-                self.pair, self.x, n, self.protocol.annealing, self.seed, self.progress
-            )
+            yield from bidirectional_monte_carlo(self.pair, like, n, self.protocol.annealing, self.seed, self.progress)
         except Refused:
-            yield from importance_weighted_sandwich(self.pair, self.x, n, self.protocol.particles, self.seed)
+            yield from importance_weighted_sandwich(self.pair, like, n, self.protocol.particles, self.seed)
 
     def divergence(self) -> Iterator[Figure]:
         elbo, evidence = self._known("ELBO"), self._known("log p(x)", f"log p(x), K = {self.protocol.particles}")
@@ -300,7 +305,7 @@ class _Room:
             weights = log_importance_weights(self.pair, self.x, 100, self.seed)
             (elbo,) = importance_weighted_curve(weights, (1,))
         if evidence is not None:
-            yield posterior_gap(evidence, elbo)
+            yield posterior_gap(evidence, elbo, self.rows)
 
     def active(self) -> Iterator[Figure]:
         yield active_units(self.pair, self.x, seed=self.seed).figure
@@ -309,12 +314,13 @@ class _Room:
         n = self.protocol.calibration
         if n < 16:
             raise Refused("calibration needs at least 16 simulations, and fewer were asked for")
-        self.calibration = simulation_based_calibration(self.pair, self.x, n, coordinates=16, seed=self.seed)
+        like, _ = _some(self.pair, self.x, n)
+        self.calibration = simulation_based_calibration(self.pair, like, n, coordinates=16, seed=self.seed)
         yield from self.calibration.figures()
 
     def samples(self, dataset: Dataset, classifier: Predictor | None) -> Iterator[Figure]:
         n = min(self.protocol.samples, len(dataset.test))
-        self.made = made = sample(self.pair, n, self.x, seed=self.seed)
+        self.made = made = sample(self.pair, n, _some(self.pair, self.x, n)[0], seed=self.seed)
         if not bool(torch.isfinite(made.x).all()):
             raise Refused("some samples are not finite, so they are at no distance from the data")
         permutations = None if self.quick else 200

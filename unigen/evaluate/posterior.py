@@ -34,11 +34,12 @@ __all__ = [
 ACTIVE = 1e-2  # the variance over data above which a unit counts as active (Burda et al. 2016)
 
 
-def posterior_gap(evidence: Figure, elbo: Figure) -> Figure:
-    """Return KL(q(z|x) || p(z|x)) = log p(x) - ELBO, averaged over the data that both figures are of.
+def posterior_gap(evidence: Figure, elbo: Figure, rows: Tensor | None = None) -> Figure:
+    """Return KL(q(z|x) || p(z|x)) = log p(x) - ELBO, averaged over the data that the evidence is of.
 
-    evidence: log p(x), exact or a lower bound such as annealed importance sampling's. elbo: the mean log weight a datum.
-    Where one has more data than the other, the first of them are compared. ValueError for an upper bound.
+    evidence: log p(x), exact or a lower bound such as annealed importance sampling's. elbo: the mean log weight a datum. rows:
+    which of the ELBO's data the evidence is of, int64, in its order; None for all. ValueError for an upper bound, and for
+    numbers of data that differ.
     """
     if evidence.kind not in ("exact", "lower bound"):
         raise ValueError(f"a divergence from the posterior cannot be read from an {evidence.kind} of log p(x)")
@@ -46,8 +47,13 @@ def posterior_gap(evidence: Figure, elbo: Figure) -> Figure:
         raise ValueError(
             "a divergence from the posterior is read per datum, and one of the figures has no such numbers"
         )
-    rows = min(evidence.n, elbo.n)
-    per_datum = evidence.per_datum[:rows].double() - elbo.per_datum[:rows].double()
+    of_elbo = elbo.per_datum if rows is None else elbo.per_datum[rows.to(elbo.per_datum.device)]
+    if len(of_elbo) != len(evidence.per_datum):
+        raise ValueError(
+            f"log p(x) is of {len(evidence.per_datum)} data and the ELBO of {len(of_elbo)}; give rows, the numbers of those of "
+            "the ELBO's data that log p(x) is of"
+        )
+    per_datum = evidence.per_datum.double() - of_elbo.double()
     kind = "estimate" if evidence.kind == "exact" else "lower bound"
     return mean_figure("KL(q || posterior)", per_datum, kind, how=f"log p(x) minus ELBO; {evidence.how}")
 

@@ -215,6 +215,51 @@ def test_refusals_are_sentences():
         enumerated_log_likelihood(latent(shared.copy()), rows)
 
 
+def three_means(x):
+    """z ~ Categorical(1/4, 1/4, 1/2), x ~ N((0, 1, 5)[z], 1)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.25, 0.25, 0.5])))
+        pyro.sample("x", dist.Normal(torch.tensor([0.0, 1.0, 5.0])[z.long().clamp(max=2)], 1.0), obs=x)
+
+
+def test_a_sum_over_a_guide_of_other_values_than_the_models_is_refused():
+    x = torch.tensor([5.0, 0.0, 1.0, 4.0])
+    means = dist.Normal(torch.tensor([0.0, 1.0, 5.0]), 1.0)
+    exact = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.25, 0.25, 0.5])), means).log_prob(x)
+
+    def guessing(fn):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", fn)
+
+        return Pair(three_means, guide)
+
+    found = enumerated_log_likelihood(guessing(dist.Categorical(torch.ones(3))), x)
+    assert torch.allclose(found.per_datum, exact, atol=1e-5)
+    for fn, values in (
+        (dist.Categorical(torch.ones(2)), 2),
+        (dist.Categorical(torch.ones(4)), 4),
+        (dist.Bernoulli(0.5), 2),
+    ):
+        with pytest.raises(Refused, match=rf"site 'z' has {values} values in the guide .* 3 in the model"):
+            enumerated_log_likelihood(guessing(fn), x)
+    small = guessing(dist.Categorical(torch.ones(2)))
+    with pytest.raises(Refused, match="the guide has no density at some latents that the model draws"):
+        importance_weighted_sandwich(small, x, 50, 2)
+    examined = evaluate(small, x, Protocol(4, 30, 2, Annealing(3, 2, 2), simulated=20, calibration=16))
+    assert examined["log p(x), K = 30"].value < float(exact.mean()) and not any(
+        f.kind == "exact" for f in examined.figures
+    )
+
+    def counted(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(torch.tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(Refused, match="no finite number in the model .Poisson"):
+        enumerated_log_likelihood(Pair(counted, small.guide), x)
+
+
 # -- decoders without an observation model -----------------------------------------------------------------------------
 
 

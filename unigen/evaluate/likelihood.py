@@ -21,12 +21,12 @@ from torch import Tensor
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_enumerable
-from unigen.engines.programs import Programs, device_of, enumerate_sites
-from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler
+from unigen.engines.programs import Programs, device_of, enumerate_sites, reason_of
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_densities, pieces_of, rows_of
+from unigen.evaluate.latents import check_densities, check_runs, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -189,7 +189,15 @@ def importance_weighted_sandwich(pair: Pair, like: Any, n: int = 100, particles:
         values, simulated = simulate(pair, data, 0, n)
         rows = rows_of(pair, simulated)
         true = Draw(Programs(pair), simulated, particles=None, first="guide", values=values)
-        with_truth = log_weight(true).double().reshape(rows)
+        try:
+            with_truth = log_weight(true).double().reshape(rows)
+        except PairError:
+            raise
+        except ValueError as error:
+            raise Refused(
+                "the guide has no density at some latents that the model draws, so that nothing bounds log p(x) from above "
+                f"({reason_of(error)}); give its sites the support that they have in the model"
+            ) from None
         weights = _log_weights(pair, simulated, particles)
     how = f"importance weights, K = {particles}, on simulated data"
     below = torch.logsumexp(weights, 0) - math.log(particles)
@@ -206,7 +214,8 @@ def importance_weighted_sandwich(pair: Pair, like: Any, n: int = 100, particles:
 def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     """Return log p(x), exact, by the sum over every value of discrete latents, or as it stands where there is none.
 
-    most: the greatest number of joint values of a datum's latents. Refused where a latent is not discrete, or has more.
+    most: the greatest number of joint values of a datum's latents. Refused where a latent is not discrete, has more, or has
+    other values in the guide, whose values are summed, than in the model.
     """
     if pair.likelihood == "none":
         raise Refused(
@@ -215,6 +224,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     data = pair.bind(x)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
+            _check_supports(pair, data)
             check_densities(pair, data)
             check_enumerable(Programs(pair), data)
             values, count = enumerate_sites(Programs(pair), data)
@@ -227,3 +237,28 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
         raise Refused(str(error)) from None
     how = f"the sum over {count} values of the latents" if values else "the density itself"
     return mean_figure("log p(x)", torch.cat([piece.reshape(-1) for piece in pieces]), "exact", how=how)
+
+
+def _check_supports(pair: Pair, data: dict[str, Any]) -> None:
+    """Refuse a discrete site whose values in the guide are not those of the model: their sum would not be p(x)."""
+    sites = check_runs(pair, pieces_of(pair, data, 2)[0])
+    for name in sites["guide"].keys() & sites["model"].keys():
+        ours, theirs = (_values(sites[which][name]) for which in ("guide", "model"))
+        if ours is not None and (theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double())):
+            raise Refused(
+                f"site '{name}' has {len(ours)} values in the guide ({family_of(sites['guide'][name].fn)}) and "
+                f"{'no finite number' if theirs is None else len(theirs)} in the model ({family_of(sites['model'][name].fn)}), "
+                "and a sum over the guide's values is p(x) only where they are the model's; give both the same values"
+            )
+
+
+def _values(site: Site) -> Tensor | None:
+    """Return the values of an element of a site, (M, size), None where they are not finitely many, or not the same for all."""
+    fn = base_of(site.fn)
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return values.reshape(len(values), -1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jax.errors import JaxRuntimeError
 from kills import written
 
 from unigen import routines
@@ -22,6 +23,7 @@ from unigen.cli import main
 from unigen.compare import compare
 from unigen.describe import describe
 from unigen.durable import write_json
+from unigen.engines.checks import check
 from unigen.failures import outside
 from unigen.lock import locked
 from unigen.networks import fingerprint
@@ -79,12 +81,22 @@ SETTINGS = {
     "out": "never-written",
 }
 
+NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 OUTSIDE = {
     "a full disk": OSError(28, "No space left on device", "metrics.jsonl"),
     "a checkpoint that cannot be written": CheckpointError("the checkpoint of step 9 (5 bytes) could not be written"),
     "memory of python": MemoryError(),
     "memory of torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-    "memory of the CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    "memory of the CPU": NO_MEMORY,
+    "memory of the CPU, for a phase": caused(PairError("phase 1 cannot run on this data"), NO_MEMORY),
+    "memory of XLA": JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
 }
 OWN = {
     "numbers that are not finite": TrainingError("phase '1 climb elbo' has value nan at step 3; try"),
@@ -124,6 +136,18 @@ def test_a_run_that_something_outside_stopped_goes_on_at_the_next_start(
     assert start(out) == 0
     assert result_of(out)["notes"] == ["resumed at step 10"]
     assert written(out) == written(undisturbed)
+
+
+def test_memory_that_a_program_is_refused_is_no_fault_of_the_pair():
+    pair = build_pair(plan(Settings(**SETTINGS)), Arm("vae", "vae", routines.vae, "latent"), 0)
+
+    def refused(x):
+        raise NO_MEMORY
+
+    pair.guide.forward = refused
+    with pytest.raises(RuntimeError, match="allocate memory") as raised:
+        check(routines.vae, pair, torch.zeros(3, 2))
+    assert raised.value is NO_MEMORY
 
 
 @pytest.mark.parametrize("reason", OWN)

@@ -74,6 +74,22 @@ def test_one_that_fails_leaves_the_others() -> None:
         assert same(weights(found[index][0].pair), weights(whole[index][0].pair))  # type: ignore[index, union-attr]
 
 
+@pytest.mark.parametrize("error", [ValueError("no such figure"), OSError(28, "No space left on device")])
+def test_one_whose_callback_fails_leaves_the_others(error: Exception) -> None:
+    def fail(state: Any, _: Any) -> None:
+        raise error
+
+    found = fit_together(routines.vae, [lane(0), lane(1, callbacks=[fail])], steps=4, record_every=2)
+    whole = fit_together(routines.vae, [lane(0), lane(1)], steps=4, record_every=2)
+    assert found[1] is error
+    assert same(weights(found[0][0].pair), weights(whole[0][0].pair))  # type: ignore[index, union-attr]
+
+
+def test_a_budget_that_is_missing_is_refused_for_all() -> None:
+    with pytest.raises(ValueError, match="fit needs a budget"):
+        fit_together(routines.vae, [lane(0), lane(1)])
+
+
 def stop_after(calls: int) -> Callable[[], bool]:
     count = [0]
 

@@ -13,17 +13,19 @@ import torch
 
 from unigen.checkpoints import CheckpointError, ContentError
 
-__all__ = ["OWN", "failure", "hint", "outside"]
+__all__ = ["OWN", "failure", "hint", "out_of_memory", "outside"]
 
 OWN = (ValueError, ArithmeticError, RuntimeError)
 """Errors of a run that fails by itself, where they are not ``outside``; others are faults of the program."""
 
 _OUTSIDE = (OSError, MemoryError, CheckpointError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", OSError))
 
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "allocate memory")
+
 
 def outside(error: Exception) -> bool:
     """Return whether the reason lies outside the run: disk, memory or device, and not what the run computes."""
-    return (isinstance(error, _OUTSIDE) and not isinstance(error, ContentError)) or _no_memory(error)
+    return (isinstance(error, _OUTSIDE) and not isinstance(error, ContentError)) or out_of_memory(error)
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def failure(error: Exception) -> dict[str, Any]:
     first = (str(getattr(error, "strerror", None) or error).strip() or type(error).__name__).split("\n")[0]
     path = getattr(error, "filename", None)
     first = f"{first}: {path}" if path else first
-    if _no_memory(error):
+    if out_of_memory(error):
         first = f"out of memory ({first}); give it more, or ask for less, as by a smaller batch_size"
     return {"status": "stopped" if outside(error) else "failed", "error": first}
 
@@ -43,7 +45,10 @@ def hint(result: dict[str, Any], folder: Path) -> str:
     return "the same command tries it again, from its last checkpoint"
 
 
-def _no_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, is a refusal of memory, by Python, torch or XLA."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from unigen.checkpoints import Checkpoints
+from unigen.failures import OWN
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
-from unigen.training import Callback, History, Interrupted, State, TrainingError, Wanted, course
+from unigen.training import Callback, History, Interrupted, State, Wanted, course
 
 __all__ = ["Lane", "fit_together"]
 
@@ -55,7 +56,7 @@ class _Course:
             **settings,
         )
         self.wanted: Wanted | None = None
-        self.ended: tuple[State, History] | TrainingError | None = None
+        self.ended: tuple[State, History] | Exception | None = None
         self.stopped: Interrupted | None = None
         torch.default_generator.manual_seed(lane.seed)
         self.stream = torch.get_rng_state()
@@ -75,7 +76,9 @@ class _Course:
                 return
             except StopIteration as end:
                 self.ended = end.value
-            except TrainingError as error:
+            except (OSError, MemoryError, *OWN) as error:
+                if values is None and isinstance(error, ValueError):
+                    raise  # what all runs are given is wrong
                 self.ended = error
             except Interrupted as error:
                 self.stopped = error
@@ -99,9 +102,10 @@ def fit_together(
     checkpoint_every: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     width: int | None = None,
-) -> list[tuple[State, History] | TrainingError]:
+) -> list[tuple[State, History] | Exception]:
     """Run a routine over several pairs of one structure and return for each its ``(state, history)``, or how it failed.
 
+    An error of one run, as of its callback or its disk, ends that run alone; one of the program that they share ends all.
     Settings as in ``fit``. ``width``: the number of lanes, by default that of ``lanes``; a run's numbers are the same bits
     for the same width. Seconds are the time of a call divided by the number of runs in it.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unigen.failures import out_of_memory
 from unigen.phases import Phase
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Watch:
 
     def failed(self, state: State, error: Exception, batches: Sequence[Sequence[Any]]) -> None:
         """Raise ``TrainingError`` where an error came from numbers that are not finite, such as a distribution's refusal."""
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             return
         culprits = [culprit for batch in batches for culprit in _culprits(state, batch)]
         if culprits:

@@ -18,6 +18,7 @@ from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of, support_of
+from unigen.failures import out_of_memory
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
 
@@ -127,9 +128,9 @@ def _refusals(pair: Pair, data: dict[str, Any], where: str, *notes: str) -> Iter
         raise _noted(PairError(f"{where}: {error}"), notes) from None
     except DataError:
         raise
-    except torch.OutOfMemoryError:
-        raise  # the machine's limit, not the pair's
     except RAISED as error:
+        if out_of_memory(error):
+            raise  # the machine's limit, not the pair's
         reason = reason_of(error)
         own = next((parameter.dtype for parameter in pair.parameters()), None)
         for name, value in data.items():

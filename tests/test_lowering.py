@@ -320,6 +320,8 @@ WHOLE: dict[str, Function] = {
     "shifts by name": lambda x, y: torch.bitwise_left_shift(x.abs(), 2) + torch.bitwise_right_shift(y.abs(), 1),
     "extremes": lambda x, y: torch.maximum(x, y).clamp(-2, 2),
     "sums": lambda x, y: (x * y).sum(),
+    "running sum of bytes": lambda x, y: (x + 100).to(torch.uint8).cumsum(-1),
+    "running product of bytes": lambda x, y: (x * 50).to(torch.uint8).cumprod(-1),
     "to real": lambda x, y: x.double() * 0.5 + y,
     "power": lambda x, y: x**2 + y,
     "booleans": lambda x, y: ((x > y) + (x < y)).sum() + (x == y).long().sum(),
@@ -347,6 +349,9 @@ def test_numbers_of_several_dtypes() -> None:
     double, single = tensor(0, ()), tensor(1, (3,), dtype=torch.float32)
     agree(lambda x, y: x * y + 2, double, single, tolerance=1e-6)
     agree(lambda x, y: x * y, tensor(2, (3,), dtype=torch.int64), single, tolerance=1e-6)
+    agree(lambda x: (x.detach() == torch.tensor(0.1).double()) * x, torch.full((3,), 0.1))
+    agree(lambda x: torch.rsub(x, 5, alpha=2) + torch.add(x, 3, alpha=2), double)
+    agree(lambda x: (x.detach() / 0).sign() + x, torch.zeros(3).double())
 
 
 # -- reductions, softmax, running sums ---------------------------------------------------------------------------------
@@ -510,6 +515,9 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "apart": (lambda x, i: x[i, :, i] * 2, (4, 2, 4), (3,)),
     "negative": (lambda x, i: x[i - 4] * 2, (4, 3), (5,)),
     "a number": (lambda x, i: x[i] * 2, (4, 3), ()),
+    "a number from the end": (lambda x, i: x[i - 4] * 2, (4, 3), ()),
+    "fill from the end": (lambda x, i: (x * 2).index_fill(1, i - 4, 3.0), (2, 4), (2,)),
+    "put a row at a mask": (lambda x, i: (x * 2).index_put((x.detach()[:, 0] > 0,), x.detach()[:1]), (4, 3), ()),
     "a number inside": (lambda x, i: x[:, i] * x[..., i], (2, 4), ()),
     "a number between": (lambda x, i: x[0, i, :1] * 2, (2, 4, 3), ()),
     "fixed mask": (lambda x, i: x[torch.tensor([True, False, True, True])] * 2, (4, 3), ()),
@@ -539,6 +547,7 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "embedding": (lambda x, i: F.embedding(i, x) * 2, (4, 3), (2, 5)),
     "embedding, padded": (lambda x, i: F.embedding(i, x, padding_idx=1) * 2, (4, 3), (2, 5)),
     "take": (lambda x, i: x.take(i) * 2, (2, 2), (3, 2)),
+    "one_hot by name": (lambda x, i: F.one_hot(input=i, num_classes=4).double() @ x, (4, 3), (5,)),
     "one_hot": (lambda x, i: F.one_hot(i, 4).double() @ x, (4, 3), (5,)),
     "nll": (lambda x, i: F.nll_loss(x.log_softmax(-1), i), (3, 4), (3,)),
     "cross entropy": (lambda x, i: F.cross_entropy(x, i, reduction="sum"), (3, 4), (3,)),
@@ -584,6 +593,44 @@ def test_a_position_outside_is_not_a_number() -> None:
     with precision():
         lowered = lower(lambda x, i: x[i] + x.gather(0, i), tensor(0, (3,)), torch.tensor([0, 2]))
         assert numpy.isnan(lowered(numpy.ones(3), numpy.array([3, 9]))).all()
+
+
+OUTSIDE: dict[str, tuple[Function, int]] = {
+    "index": (lambda x, i: x[i], -4),
+    "gather": (lambda x, i: x.gather(0, i), -1),
+    "index_select": (lambda x, i: x.index_select(0, i), -1),
+    "embedding": (lambda x, i: F.embedding(i, x[:, None]), -1),
+    "scatter": (lambda x, i: (x * 2).scatter(0, i, 1.0), -1),
+    "scatter_add": (lambda x, i: (x * 2).scatter_add(0, i, x[:1]), -1),
+    "scatter_reduce": (lambda x, i: x.detach().scatter_reduce(0, i, x.detach()[:1], "amax"), -1),
+    "index_add": (lambda x, i: (x * 2).index_add(0, i, x[:1]), -1),
+    "index_copy": (lambda x, i: (x * 2).index_copy(0, i, x[:1]), -1),
+    "index_fill": (lambda x, i: (x * 2).index_fill(0, i, 1.0), -4),
+    "index_put": (lambda x, i: (x * 2).index_put((i,), x[0]), -4),
+    "put": (lambda x, i: (x * 2).put(i, x[:1]), -4),
+    "nll": (lambda x, i: F.nll_loss(x.log_softmax(-1)[None], i), -1),
+    "one_hot": (lambda x, i: F.one_hot(i, 3).double() * x, -1),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_torch_refuses_at_a_position_outside_is_not_a_number(name: str) -> None:
+    function, low = OUTSIDE[name]
+    with precision():
+        lowered = lower(function, tensor(0, (3,)), torch.tensor([1]))
+        for inside in (1, 2):
+            expected = function(tensor(0, (3,)), torch.tensor([inside])).detach().numpy()
+            numpy.testing.assert_allclose(lowered(tensor(0, (3,)).detach().numpy(), numpy.array([inside])), expected)
+        for outside in (low, 3, 9):
+            with pytest.raises((IndexError, RuntimeError)):
+                function(tensor(0, (3,)), torch.tensor([outside]))
+            assert numpy.isnan(lowered(numpy.ones(3), numpy.array([outside]))).any()
+
+
+def test_a_mask_that_takes_each_its_own_value_is_refused() -> None:
+    x = torch.eye(3).double()
+    with pytest.raises(Unsupported, match="a write of several values at a mask"), precision():
+        lower(lambda x: (x * 2).index_put((x == x.amax(1, keepdim=True),), torch.arange(3.0).double()), x)(x.numpy())
 
 
 # -- linear algebra ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from unigen.engines.surroundings import one_hot_of
+
 __all__ = ["Assertions"]
 
 _QUESTIONS: dict[Any, Callable[..., Tensor]] = {
@@ -41,6 +43,10 @@ class Assertions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
+        if func is torch.nn.functional.one_hot:
+            index, classes = one_hot_of(*args, **named)
+            if classes > 0:
+                self.asserted.append(((index >= 0) & (index < classes)).detach().all())
         question = _QUESTIONS.get(func)
         if question is None or not args or not isinstance(args[0], Tensor):
             return func(*args, **named)

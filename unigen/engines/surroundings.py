@@ -76,14 +76,20 @@ class _WithoutReading(TorchFunctionMode):
                     dim = rest.dim() - 1 - sum(isinstance(i, slice) or i is None for i in indices[place + 1 :])
                 else:
                     dim = sum(isinstance(index, slice) or index is None for index in indices[:place])
-                return rest.index_select(dim, indices[place].reshape(1)).squeeze(dim)
-        if func is torch.nn.functional.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
-            classes = args[1] if len(args) > 1 else (kwargs or {})["num_classes"]
+                index, size = indices[place].reshape(1), rest.shape[dim]
+                return rest.index_select(dim, torch.where(index < 0, index + size, index)).squeeze(dim)
+        if func is torch.nn.functional.one_hot:
+            index, classes = one_hot_of(*args, **(kwargs or {}))
             if classes > 0:
-                return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
+                return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).long()
         if func in AT_ONCE_ON_A_GPU and isinstance(args[0], Tensor) and args[0].is_cuda and not _is_packed(args):
             return AT_ONCE_ON_A_GPU[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def one_hot_of(input: Any, num_classes: int = -1) -> tuple[Any, int]:
+    """Return the arguments of a call of ``one_hot``: the classes of each, and how many there are, -1 where that is not said."""
+    return input, num_classes
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

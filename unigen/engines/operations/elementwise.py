@@ -20,12 +20,11 @@ _SAME: dict[str, Callable[..., Any]] = {
     "cosh": jnp.cosh, "tanh": jnp.tanh, "asinh": jnp.arcsinh, "acosh": jnp.arccosh, "atanh": jnp.arctanh,
     "sigmoid": jax.nn.sigmoid, "erf": special.erf, "erfc": special.erfc, "erfinv": special.erfinv,
     "lgamma": special.gammaln, "digamma": special.digamma, "floor": jnp.floor, "ceil": jnp.ceil, "trunc": jnp.trunc,
-    "sign": jnp.sign, "sgn": jnp.sign, "reciprocal": jnp.reciprocal, "isnan": jnp.isnan,
+    "reciprocal": jnp.reciprocal, "isnan": jnp.isnan,
     "isinf": jnp.isinf, "logical_not": jnp.logical_not, "bitwise_not": jnp.bitwise_not,
     "special_log_ndtr": special.log_ndtr, "special_ndtri": special.ndtri, "i0": special.i0,
     "special_i0e": special.i0e, "special_i1": special.i1, "special_i1e": special.i1e, "relu": jax.nn.relu,
-    "maximum": jnp.maximum, "minimum": jnp.minimum, "atan2": jnp.arctan2, "hypot": jnp.hypot, "eq": jnp.equal,
-    "ne": jnp.not_equal, "lt": jnp.less, "le": jnp.less_equal, "gt": jnp.greater, "ge": jnp.greater_equal,
+    "maximum": jnp.maximum, "minimum": jnp.minimum, "atan2": jnp.arctan2, "hypot": jnp.hypot,
     "logical_and": jnp.logical_and, "logical_or": jnp.logical_or, "logical_xor": jnp.logical_xor,
     "bitwise_and": jnp.bitwise_and, "bitwise_or": jnp.bitwise_or, "bitwise_xor": jnp.bitwise_xor,
     "bitwise_left_shift": jnp.left_shift, "bitwise_right_shift": jnp.right_shift,
@@ -39,6 +38,29 @@ for _name, _function in _SAME.items():
     operation(_name)(_function)
 
 
+@operation("sign", "sgn")
+def _sign(x: Any) -> Any:
+    return jnp.where(x > 0, 1, jnp.where(x < 0, -1, 0))  # 0 of what is no number
+
+
+def _compares(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a comparison as torch makes it: a float of no dimension has the precision of what it is compared with."""
+
+    def compare(x: Any, y: Any) -> Any:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        if (x.ndim == 0) != (y.ndim == 0) and all(jnp.issubdtype(each.dtype, jnp.floating) for each in (x, y)):
+            x, y = x.astype((y if x.ndim == 0 else x).dtype), y.astype((x if y.ndim == 0 else y).dtype)
+        return function(x, y)
+
+    return compare
+
+
+for _name, _function in {
+    "eq": jnp.equal, "ne": jnp.not_equal, "lt": jnp.less, "le": jnp.less_equal, "gt": jnp.greater, "ge": jnp.greater_equal,
+}.items():  # fmt: skip
+    operation(_name)(_compares(_function))
+
+
 # -- arithmetic --------------------------------------------------------------------------------------------------------
 
 
@@ -47,19 +69,19 @@ def _scaled(x: Any, alpha: Any) -> Any:
 
 
 @operation("add")
-def _add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+def _add(x: Any, y: Any, alpha: Any = 1) -> Any:
     if jnp.result_type(x, y) == jnp.dtype(bool):
         return jnp.logical_or(x, y)
     return jnp.add(x, _scaled(y, alpha))
 
 
 @operation("sub")
-def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+def _sub(x: Any, y: Any, alpha: Any = 1) -> Any:
     return jnp.subtract(x, _scaled(y, alpha))
 
 
 @operation("rsub")
-def _rsub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+def _rsub(x: Any, y: Any, alpha: Any = 1) -> Any:
     return jnp.subtract(y, _scaled(x, alpha))
 
 

@@ -1,6 +1,7 @@
 """Reading and writing at positions that are data: index, gather, scatter, embedding, sorting, searching.
 
-Torch refuses a position outside its tensor; here a read from there is not a number, which training stops at.
+Torch refuses a position outside its tensor; here what is read from there, and all of a tensor that is written there, is not
+a number, which training stops at.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ def _wrapped(index: Any, size: int) -> Any:
     return jnp.where(index < 0, index + size, index)
 
 
+def _unwrapped(index: Any, size: int) -> Any:
+    """Return positions that do not count from the end, where JAX would: negative ones are outside."""
+    return jnp.where(index < 0, size, index)
+
+
+def _written(result: Any, index: Any, least: int, size: int) -> Any:
+    """Return what was written at positions, not a number where one of them is not in [least, size)."""
+    if not jnp.issubdtype(result.dtype, jnp.inexact):
+        return result
+    return jnp.where(((index >= least) & (index < size)).all(), result, jnp.nan)
+
+
 def _picks(x: Any, indices: Any) -> tuple[Any, ...]:
     """Return indices for JAX, one a dimension: None becomes a full slice, which keeps torch's order of dimensions."""
     filled = [slice(None) if index is None else index for index in indices]
@@ -36,33 +49,46 @@ def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsa
     if any(index is not None and index.dtype == bool for index in indices):
         (mask,) = (index for index in indices if index is not None)
         before = next(i for i, index in enumerate(indices) if index is not None)
-        mask = mask.reshape((1,) * before + mask.shape + (1,) * (x.ndim - before - mask.ndim))
+        trailing = x.ndim - before - mask.ndim
+        if any(size > 1 for size in values.shape[: max(values.ndim - trailing, 0)]):
+            raise NotImplementedError("a write of several values at a mask, of which each takes its own")
+        values = values.reshape(values.shape[max(values.ndim - trailing, 0) :])
+        mask = mask.reshape((1,) * before + mask.shape + (1,) * trailing)
         return jnp.where(mask, x + values if accumulate else values, x).astype(x.dtype)
     place = x.at[_picks(x, indices)]
     values = values.astype(x.dtype)
-    return place.add(values, mode="drop") if accumulate else place.set(values, mode="drop")
+    result = place.add(values, mode="drop") if accumulate else place.set(values, mode="drop")
+    for dim, index in enumerate(indices):
+        result = result if index is None else _written(result, index, -x.shape[dim], x.shape[dim])
+    return result
 
 
 @operation("index_select")
 def _index_select(x: Any, dim: int, index: Any) -> Any:
     if x.ndim == 0:
         return x
-    return jnp.take(x, index, dim % x.ndim, mode="fill")
+    return jnp.take(x, _unwrapped(index, x.shape[dim]), dim % x.ndim, mode="fill")
+
+
+def _rows(x: Any, dim: int, index: Any) -> tuple[Any, ...]:
+    return (slice(None),) * (dim % x.ndim) + (index,)
 
 
 @operation("index_add")
 def _index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].add(alpha * source, mode="drop")
+    result = x.at[_rows(x, dim, index)].add(alpha * source, mode="drop")
+    return _written(result, index, 0, x.shape[dim])
 
 
 @operation("index_copy")
 def _index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(source, mode="drop")
+    return _written(x.at[_rows(x, dim, index)].set(source, mode="drop"), index, 0, x.shape[dim])
 
 
 @operation("index_fill")
 def _index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(jnp.asarray(value, x.dtype), mode="drop")
+    filled = x.at[_rows(x, dim, index)].set(jnp.asarray(value, x.dtype), mode="drop")
+    return _written(filled, index, -x.shape[dim], x.shape[dim])
 
 
 def _along(index: Any, dim: int) -> tuple[Any, ...]:
@@ -77,7 +103,7 @@ def _along(index: Any, dim: int) -> tuple[Any, ...]:
 def _gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
     if index.ndim == 0 or x.ndim == 0:
         return jnp.broadcast_to(x.reshape(-1)[0], index.shape) if x.ndim == 0 else x[index]
-    return x.at[_along(index, dim)].get(mode="fill")
+    return x.at[_along(_unwrapped(index, x.shape[dim]), dim)].get(mode="fill")
 
 
 @operation("scatter.src", "scatter.value")
@@ -85,14 +111,16 @@ def _scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
     source = jnp.asarray(source, x.dtype)
     if x.ndim == 0:
         return source.reshape(-1)[0]
-    return x.at[_along(index, dim)].set(_cut(source, index), mode="drop")
+    result = x.at[_along(index, dim)].set(_cut(source, index), mode="drop")
+    return _written(result, index, 0, x.shape[dim])
 
 
 @operation("scatter_add")
 def _scatter_add(x: Any, dim: int, index: Any, source: Any) -> Any:
     if x.ndim == 0:
         return x + source.reshape(-1)[0]
-    return x.at[_along(index, dim)].add(_cut(source, index), mode="drop")
+    result = x.at[_along(index, dim)].add(_cut(source, index), mode="drop")
+    return _written(result, index, 0, x.shape[dim])
 
 
 @operation("scatter_reduce.two")
@@ -104,7 +132,7 @@ def _scatter_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, i
     start = x if include_self else x.at[at].set(neutral[reduce], mode="drop")
     place = start.at[at]
     ways = {"sum": place.add, "prod": place.multiply, "amax": place.max, "amin": place.min}
-    return ways[reduce](source, mode="drop")
+    return _written(ways[reduce](source, mode="drop"), index, 0, x.shape[dim])
 
 
 def _cut(source: Any, index: Any) -> Any:
@@ -113,7 +141,7 @@ def _cut(source: Any, index: Any) -> Any:
 
 @operation("embedding")
 def _embedding(weight: Any, index: Any, *_: Any) -> Any:
-    return jnp.take(weight, index, 0, mode="fill")
+    return jnp.take(weight, _unwrapped(index, weight.shape[0]), 0, mode="fill")
 
 
 @operation("embedding_dense_backward")
@@ -134,7 +162,8 @@ def _take(x: Any, index: Any) -> Any:
 def _put(x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
     place = x.reshape(-1).at[index.reshape(-1)]
     new = source.reshape(-1)
-    return (place.add(new, mode="drop") if accumulate else place.set(new, mode="drop")).reshape(x.shape)
+    result = (place.add(new, mode="drop") if accumulate else place.set(new, mode="drop")).reshape(x.shape)
+    return _written(result, index, -x.size, x.size)
 
 
 # -- order -------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ def _as(x: Any, dtype: Any) -> Any:
     return x if dtype is None else x.astype(jax_dtype(dtype))
 
 
+def _summable(x: Any, dtype: Any) -> Any:
+    """Return numbers as torch accumulates them: whole ones in 64 bits."""
+    return _as(x, "int64" if dtype is None and not jnp.issubdtype(x.dtype, jnp.inexact) else dtype)
+
+
 def _of_a_number(x: Any) -> bool:
     return x.ndim == 0
 
@@ -149,12 +154,12 @@ def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *
 
 @operation("cumsum")
 def _cumsum(x: Any, dim: int, *, dtype: Any = None) -> Any:
-    return _as(x, dtype) if _of_a_number(x) else jnp.cumsum(_as(x, dtype), dim)
+    return _summable(x, dtype) if _of_a_number(x) else jnp.cumsum(_summable(x, dtype), dim)
 
 
 @operation("cumprod")
 def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
-    return _as(x, dtype) if _of_a_number(x) else jnp.cumprod(_as(x, dtype), dim)
+    return _summable(x, dtype) if _of_a_number(x) else jnp.cumprod(_summable(x, dtype), dim)
 
 
 @operation("logcumsumexp")

@@ -200,6 +200,15 @@ def guide_with_global(linear: Any, x: Tensor) -> None:
     good_guide(linear, x)
 
 
+def model_of_some_pixels(linear: Any, x: Tensor) -> None:
+    """A model that goes through some pixels alone."""
+    with pyro.plate(PLATE, len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+        loc = linear(z)
+        for pixel in pyro.plate("pixels", DIMENSION, subsample_size=2):
+            pyro.sample(f"x_{int(pixel)}", dist.Normal(loc[..., int(pixel)], 1.0), obs=x[..., int(pixel)])
+
+
 def model_subsampled(linear: Any, x: Tensor) -> None:
     with pyro.plate(PLATE, 10 * len(x), subsample_size=len(x)):
         z = pyro.sample("z", normal(torch.zeros(2)))
@@ -600,6 +609,10 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
     "global beside rows": (
         lambda: (routines.vae, pair_of(model_with_global, guide_with_global), rows()),
         ("'weight'", "global", "parameter"),
+    ),
+    "subsampled, one by one": (
+        lambda: (routines.vae, pair_of(model_of_some_pixels), rows()),
+        ("'x_", "subsampled", "'pixels'", "loop over all of it"),
     ),
     "subsampled": (lambda: (routines.vae, pair_of(model_subsampled), rows()), ("'data'", "subsampled", "len(x)")),
     "objective of a wrong shape": (lambda: ((Phase(wide, Wake(), PHI),), latent(shared()), rows()), ("wide", "(4, 6)")),

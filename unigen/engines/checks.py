@@ -69,7 +69,9 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     f"parameter {name!r} of {group} gets no gradient in any phase; use it in the {_PROGRAM[group]}, remove it, "
                     "or freeze it by requires_grad_(False)"
                 )
-            if mixed := mixed_rows(Programs(pair), data):
+            with _refusals(pair, data, "the pair"):
+                mixed = mixed_rows(Programs(pair), data)
+            if mixed:
                 warnings.warn(mixed, stacklevel=2)
     finally:
         with torch.no_grad():

@@ -165,7 +165,7 @@ def _another_density(
                     first, second = (programs.run(which, part, values=own) for _ in range(2))
                 except RAISED:  # a program of one size of batch
                     return
-                for name in beside.keys() & first.keys():
+                for name in beside.keys() & first.keys() & second.keys():
                     place = places[name]
                     if place is not None and _differs(
                         beside[name], first[name], second[name], partial(alone, dim=place)

@@ -116,6 +116,12 @@ class Record(Messenger):
         name = msg["name"]
         if name in self.sites:
             raise PairError(f"site '{name}' is sampled twice by one program; give each sample statement its own name")
+        for frame in msg["cond_indep_stack"]:
+            if not frame.vectorized and frame.full_size != frame.size:
+                raise PairError(
+                    f"site '{name}' is in a loop over the subsampled plate '{frame.name}', whose scale would bias per-datum "
+                    "weights; loop over all of it"
+                )
         frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
         observed = msg["is_observed"] or name in self.was_observed
         auxiliary = _is_auxiliary(msg)

@@ -167,7 +167,10 @@ class ScoreFunction(Estimator):
 
 @dataclass(frozen=True)
 class StickingTheLanding(Estimator):
-    """Pathwise, without the score of q at the sample, whose mean is zero (Roeder, Wu & Duvenaud 2017)."""
+    """Pathwise, without the score of q at the sample, whose mean is zero (Roeder, Wu & Duvenaud 2017).
+
+    Refused where the sample decides how much log q counts, as in iwae, since then it is not (Tucker et al. 2019).
+    """
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class LeaveOneOut(ControlVariate):
 
 @dataclass(frozen=True)
 class Baseline(ControlVariate):
-    """Control variate from the psi network of this name: a prediction of the signal from x (NVIL).
+    """Control variate from the psi network of this name: a prediction of the signal from x, which must be data (NVIL).
 
     A network with an output for each latent site of the guide predicts the local signal of each: the signal without what
     the site's value cannot change.

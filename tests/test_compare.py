@@ -15,7 +15,7 @@ from unigen.cli import main, routines_markdown
 from unigen.evaluate import Protocol, evaluate, features_of, log_likelihood, sample
 from unigen.evaluate.sample_metrics import leading_distance
 from unigen.networks import fingerprint
-from unigen.planning import build_pair, plan, psi_networks
+from unigen.planning import ON_BITS, build_pair, plan, psi_networks
 from unigen.routines import by_name, catalogue
 from unigen.runs import load_weights
 from unigen.settings import Settings
@@ -194,6 +194,16 @@ WRONG = [
     (["--pair", "flow", "--routines", "vae"], 2, "it runs on latent"),
     (["--likelihood", "bernouli"], 2, "did you mean 'bernoulli'"),
     (["--likelihood", "discretized_logistic"], 2, "grey levels"),
+    (
+        ["--likelihood", "normal", "--routines", "vae", "nvil"],
+        2,
+        "nvil on .* has no --likelihood normal, only bernoulli",
+    ),
+    (
+        ["--binarization", "none", "--likelihood", "discretized_logistic", "--routines", "em"],
+        2,
+        "only bernoulli and normal",
+    ),
     (["--activation", "thanh", "--routines", "vae"], 2, "tanh"),
     (["--steps", "0"], 2, "--steps must be positive"),
     (["--steps", "5", "--epochs", "2"], 2, "one budget"),
@@ -212,6 +222,31 @@ WRONG = [
     (["--stepz", "3"], 2, "steps"),
     (["--seeds", "x"], 2, "seeds"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing", "densities"),
+    [
+        ({}, set(), set()),
+        ({"binarization": "none"}, {"persistent_contrastive_divergence"}, {"em"}),
+        (
+            {"likelihood": "normal"},
+            {"persistent_contrastive_divergence"},
+            {"vae", "iwae(5)", "wake_sleep", "reweighted_wake_sleep(5)", "aavae", "em"},
+        ),
+        (
+            {"binarization": "none", "likelihood": "discretized_logistic"},
+            {"persistent_contrastive_divergence", "em"},
+            set(),
+        ),
+    ],
+)
+def test_the_routines_of_a_comparison_that_names_none_suit_its_data(settings, missing, densities):
+    planned = plan(Settings(hidden=(16,), out="never-written", **settings))
+    assert {arm.name for arm in planned.arms} == set(planned.settings.routines) == set(ON_BITS) - missing
+    measures = {arm.name: planned.measure(arm) for arm in planned.arms}
+    assert {name for name, measure in measures.items() if measure == "density"} == densities
+    assert {name for name, measure in measures.items() if not measure} == {"gan", "wgan_gp", "mmd"}
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), WRONG, ids=[" ".join(case[0]) for case in WRONG])

@@ -14,6 +14,7 @@ import scipy.stats
 from test_report import Page, check_closed, figure, likelihood, of_samples, realistic, write_config, write_run
 
 from unigen import intervals
+from unigen.curves import quality_panels
 from unigen.differences import differences
 from unigen.figures import Series, log_ticks, panel
 from unigen.intervals import mean_interval, quantile
@@ -318,6 +319,28 @@ def test_the_interval_of_a_run_is_over_its_test_data(tmp_path):
     write_run(tmp_path, "old", 0, -95.0)
     text = Page(render(tmp_path)).text
     assert "−90.00 [−91.57, −88.43]" in text and "−95.00 (0.80)" in text
+
+
+def test_a_density_and_a_mass_are_neither_ranked_nor_subtracted_nor_drawn_together(tmp_path):
+    for key, value, of in (("vae", -134.0, "mass"), ("iwae(5)", -130.0, "mass"), ("hvae", 68.0, "density")):
+        for seed in (0, 1):
+            run = write_run(tmp_path, key, seed, value + seed)
+            (run / "config.json").write_text(json.dumps({"routine": {"key": key, "of": of}}))
+            lines = [
+                {"step": s, "seconds": s, "evaluation": {"log_likelihood": value + s, "kind": "bound"}} for s in (1, 2)
+            ]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs, dash = read_runs(tmp_path), "\N{EN DASH}"
+    results = tabulate(runs)
+    assert results.names == ("hvae", "iwae-5", "vae")
+    columns = {column.unit: column for column in results.columns if column.heading.startswith("lower bound")}
+    shown = {unit: [cell.text != dash for cell in column.cells] for unit, column in columns.items()}
+    assert shown == {"nats": [False, True, True], "nats, density": [True, False, False]}
+    assert differences(runs).names == ("iwae-5", "vae")
+    (panel,) = quality_panels({name: name for name in results.names}, runs)
+    assert panel.title == "validation log-likelihood (nats, densities alone) against seconds of training"
+    assert [curve.label for curve in panel.curves if not curve.faint] == ["hvae"]
+    assert "bound, density" in Page(render(tmp_path)).text
 
 
 def test_an_implicit_model_that_is_far_away_is_drawn_and_a_diverged_one_is_not_followed(tmp_path):

@@ -27,16 +27,22 @@ def seeds_and_mean(
 def quality_panels(keys: dict[str, str], runs: Sequence[Run]) -> list[Panel]:
     """Quality against seconds of training: the log-likelihood of validation data, and the distance of samples from them.
 
-    Seeds are thin lines, their mean a thick one. Distances of another kind than the first are left out.
+    Seeds are thin lines, their mean a thick one. Distances of another kind than the first are left out, and so are densities
+    where the first log-likelihood is of a mass, or masses where it is of a density.
     """
     distance = next((run.distance for run in runs if run.distances), "")
+    density = next((run.density for run in runs if run.evaluations), False)
+    several = any(run.density != density for run in runs if run.evaluations)
+    of = f", {'densities' if density else 'masses'} alone" if several else ""
     panels = []
-    for label, low_is_good in (("validation log-likelihood (nats)", False), (distance, True)):
+    for label, low_is_good in ((f"validation log-likelihood (nats{of})", False), (distance, True)):
         series = []
         for index, (slug, key) in enumerate(keys.items()):
-            found = {run: run.distances if low_is_good and run.distance == distance else [] if low_is_good else run.evaluations
-                     for run in runs if run.slug == slug}  # fmt: skip
-            lines = {run: points for run, points in found.items() if points}
+            mine = [run for run in runs if run.slug == slug]
+            if low_is_good:
+                lines = {run: run.distances for run in mine if run.distances and run.distance == distance}
+            else:
+                lines = {run: run.evaluations for run in mine if run.evaluations and run.density == density}
             hollow = not low_is_good and any(run.kind == "exact" for run in lines)
             series += seeds_and_mean(key, lines, index % COLORS, hollow)
         thick = [line for line in series if not line.faint]

@@ -94,6 +94,7 @@ def _describe_arm(planned: Plan, arm: Arm) -> dict[str, Any]:
         "key": arm.name,
         "slug": arm.slug,
         "pair": arm.pair,
+        "of": planned.measure(arm),
         "title": arm.name,
         "citation": arm.routine.citation,
         "url": arm.routine.url,

@@ -131,7 +131,8 @@ def _likelihood(run: Run) -> Iterable[Measured]:
     kind, how = as_text(entry.get("kind")), as_text(entry.get("how"))
     if kind != "none" and (value := as_number(entry.get("value"))) is not None:
         error, unit = as_number(entry.get("standard_error")), as_text(entry.get("units")) or "nats"
-        yield Measured(("log_likelihood", kind, how), run.slug, run.seed, value, unit, how, error)
+        of = ", density" if run.density else ""
+        yield Measured(("log_likelihood", kind, how + of), run.slug, run.seed, value, unit + of, how, error)
 
 
 def _legacy(run: Run) -> Iterable[Measured]:

@@ -61,6 +61,7 @@ _OPTIONS = {
     "binarization": BINARIZATIONS,
     "engine": tuple(ENGINES),
 }
+_LIKELIHOODS = {"sigmoid_belief": ("bernoulli",), "rbm": ("bernoulli",), "mixture": ("bernoulli", "normal")}  # else all
 _MOST, _WEIGHTS, _SLUG = 10_000, 2**28, 100
 
 
@@ -90,6 +91,18 @@ class Plan:
     def test(self) -> Tensor:
         """The test rows that are evaluated, (n, D), on the plan's device."""
         return spread(self.dataset.test, self.settings.test_size).to(self.device)
+
+    def measure(self, arm: Arm) -> str:
+        """What log p(x) of an arm's model is of: "density", "mass", or "" where the model is implicit."""
+        masses = {
+            "sigmoid_belief": True,
+            "rbm": True,
+            "mixture": self.likelihood == "bernoulli",
+            "flow": False,
+        }
+        if arm.pair == "adversarial":
+            return ""
+        return "mass" if masses.get(arm.pair, self.likelihood != "normal") else "density"
 
     def optimizer(self, arm: Arm) -> Optimizer:
         """The optimizer of a run: the routine's own, with the learning rate of the settings where there is one."""
@@ -162,25 +175,21 @@ def _plan(settings: Settings, command: str) -> Plan:
             f"--likelihood discretized_logistic wants grey levels, but this {settings.data} has none; use {natural}"
         )
     names = settings.routines or (ON_REALS if continuous else ON_BITS)
-    settings = dataclasses.replace(
-        settings, routines=tuple(names), latent=settings.latent or (2 if dataset.shape == (2,) else 20)
-    )
+    settings = dataclasses.replace(settings, latent=settings.latent or (2 if dataset.shape == (2,) else 20))
     _check_size(settings, dataset)
-    arms = []
+    arms, kept = [], []
     for name in names:
         routine = by_name(name)
         family = routine.pairs[0] if settings.pair == "auto" else settings.pair
         if family not in routine.pairs:
             raise ValueError(f"routine {name} does not run on --pair {family}; it runs on {', '.join(routine.pairs)}")
-        if family in ("sigmoid_belief", "rbm") and not binary:
-            raise ValueError(
-                f"routine {name} on the pair {family} wants binary data; use --binarization static or dynamic"
-            )
-        if family == "flow" and not continuous:
-            raise ValueError(
-                f"routine {name} on the pair flow wants continuous data; use --dequantize --binarization none"
-            )
-        arms.append(Arm(routine.name, slug_of(routine.name), routine, family))
+        unsuited = _unsuited(family, binary, continuous, settings.likelihood)
+        if unsuited and settings.routines:
+            raise ValueError(f"routine {name} on the pair {family} {unsuited}")
+        if not unsuited:
+            kept.append(name)
+            arms.append(Arm(routine.name, slug_of(routine.name), routine, family))
+    settings = dataclasses.replace(settings, routines=tuple(kept))
     if len({arm.slug for arm in arms}) < len(arms):
         raise ValueError(f"--routines names a routine twice: {' '.join(names)}; drop one")
     directory = Path(settings.out) if settings.out else Path("runs", f"{settings.data}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -198,6 +207,18 @@ def _plan(settings: Settings, command: str) -> Plan:
         except (ValueError, MemoryError, RuntimeError) as error:
             raise ValueError(f"{where}: {str(error).strip().splitlines()[0] if str(error) else 'too large'}") from None
     return planned
+
+
+def _unsuited(family: str, binary: bool, continuous: bool, likelihood: str) -> str:
+    """Say why a family does not go with these data or with the likelihood that was named, or "" where it does."""
+    if family in ("sigmoid_belief", "rbm") and not binary:
+        return "wants binary data; use --binarization static or dynamic"
+    if family == "flow" and not continuous:
+        return "wants continuous data; use --dequantize --binarization none"
+    known = _LIKELIHOODS.get(family, LIKELIHOODS)
+    if likelihood != "auto" and likelihood not in known:
+        return f"has no --likelihood {likelihood}, only {' and '.join(known)}; leave out one of the two"
+    return ""
 
 
 def _check_extent(name: str, routine: Routine) -> None:

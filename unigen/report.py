@@ -207,7 +207,7 @@ def _seed_row(key: str, run: Run) -> dict[str, Any]:
         "steps": DASH if run.step is None else _whole(run.step),
         "seconds": DASH if seconds is None else number(seconds, 1),
         "log_likelihood": text if kind != "none" else as_text(likelihood.get("how")) or "implicit: none",
-        "kind": as_text(kind) if value is not None and kind != "none" else "",
+        "kind": as_text(kind) + ", density" * run.density if value is not None and kind != "none" else "",
         "why": _why(run),
         "resumed": bool(run.notes),
     }

@@ -56,6 +56,11 @@ class Run:
     notes: tuple[str, ...] = ()
     checkpoint: int | None = None
 
+    @property
+    def density(self) -> bool:
+        """Whether its log p(x) is that of a density, which none of a mass is compared with."""
+        return as_mapping(self.config.get("routine")).get("of") == "density"
+
 
 def read_runs(directory: str | Path) -> list[Run]:
     """Read every run of a comparison: those that config.json announces, in its order, then any others found.

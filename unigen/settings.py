@@ -82,7 +82,7 @@ class Settings(Common):
     """Train several routines from the same weights on the same data, and compare them."""
 
     routines: tuple[str, ...] = ()
-    """Routines, with settings where wanted: vae "iwae(50)" gan. Default: ten that suit the data. See `unigen list`."""
+    """Routines, with settings where wanted: vae "iwae(50)" gan. Default: up to ten that suit the data. See `unigen list`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run of every routine for each seed; a seed decides initial weights, data order and noise."""
 

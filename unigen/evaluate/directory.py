@@ -50,6 +50,8 @@ class Examined:
     data: str
     figures: tuple[Figure, ...]
     refusals: tuple[Refusal, ...]
+    of: str = ""
+    """What log p(x) is of: "density", "mass", or "" where the model is implicit."""
 
 
 def evaluate_directories(
@@ -129,11 +131,11 @@ def _examine(planned: Plan, arm: Arm, seed: int, weights: Path, protocol: Protoc
     path, data = weights.with_name("evaluation.json"), _described(planned)
     known = _read(path, identity)
     if known is not None:
-        return Examined(arm.name, seed, data, *known)
+        return Examined(arm.name, seed, data, *known, planned.measure(arm))
     found = evaluate(pair, planned.dataset, protocol, device=planned.device, seed=2, progress=progress)
     _draw(weights.parent, planned, found)
     write_json(path, identity | {"data": data} | found.as_json())
-    return Examined(arm.name, seed, data, found.figures, found.refusals)
+    return Examined(arm.name, seed, data, found.figures, found.refusals, planned.measure(arm))
 
 
 def _draw(folder: Path, planned: Plan, found: Examination) -> None:
@@ -210,8 +212,8 @@ def evaluation_table(examined: Sequence[Examined]) -> str:
     why = list(dict.fromkeys((r.name, run.name, r.why) for run in examined for r in run.refusals))
     refused = [f"{name}, {model}: refused: {text}" for name, model, text in why]
     footnotes = [f"[{index}] {text}" for text, index in notes.items()]
-    data = list(dict.fromkeys(f"{run.name}: {run.data}" for run in examined))
-    same = len({run.data for run in examined}) == 1
+    data = list(dict.fromkeys(f"{run.name}: {run.data}" + f", a {run.of}" * bool(run.of) for run in examined))
+    same = len({run.data for run in examined}) == 1 and len({run.of for run in examined if run.of}) < 2
     said = [f"data: {examined[0].data}"] if same else ["data (densities and masses are not to be ranked):", *data]
     return "\n".join([*said, "", *lines, *([""] if refused else []), *refused, "", errors, *footnotes]) + "\n"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from unigen.evaluate.annealing import inverse_temperatures
 from unigen.evaluate.figure import Figure, Refused, mean_figure
+from unigen.evaluate.latents import check_not_empty
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.pairs.rbm import MOST_UNITS, BoltzmannMachine, RestrictedBoltzmann
@@ -41,8 +43,11 @@ def log_partition(
 
     mean: (D,) in [0, 1], the training mean, whose logit is the base's log odds; None takes the visible bias. distributions,
     chains: of the annealing. exact: whether to enumerate where that can be done. The interval is log(Z -+ 3 standard errors
-    of the mean weight).
+    of the mean weight). ValueError for an annealing without distributions or chains.
     """
+    for name, count in (("distributions", distributions), ("chains", chains)):
+        if count < 1:
+            raise ValueError(f"the annealing of log Z with {name}={count}; give at least 1")
     if not isinstance(pair.model, BoltzmannMachine):
         raise Refused("the partition function of this pair is 1 or not to be had: only an RBM's is annealed")
     machine = pair.model.distribution
@@ -85,12 +90,17 @@ def _anneal(
 
 
 @torch.no_grad()
-def boltzmann_log_likelihood(pair: Pair, x: Tensor, partition: Figure) -> Figure:
-    """Return log p(x) = log p~(x) - log Z over rows x (N, D), given log Z; an upper bound where log Z is a lower one."""
+def boltzmann_log_likelihood(pair: Pair, x: Any, partition: Figure) -> Figure:
+    """Return log p(x) = log p~(x) - log Z over rows x (N, D), given log Z; an upper bound where log Z is a lower one.
+
+    x: the data, as ``pair.bind`` takes them.
+    """
     if not isinstance(pair.model, BoltzmannMachine):
         raise Refused("this pair's density has no partition function; call log_likelihood or annealed_log_likelihood")
+    data = pair.bind(x)
+    check_not_empty(data)
     with evaluating(pair):
-        per_datum = pair.model.distribution.log_prob(x).double() - partition.value
+        per_datum = pair.model.distribution.log_prob(data["x"]).double() - partition.value
     kind = "exact" if partition.kind == "exact" else "upper bound"
     found = mean_figure("log p(x)", per_datum, kind, how=f"log Z by {partition.how}", warning=partition.warning)
     if partition.kind == "exact" or found.standard_error is None:

@@ -115,8 +115,8 @@ def simulation_based_calibration(
     ranks: list[Tensor] = []
     labels: list[str] = []
     with isolated(seed, device_of(data)), evaluating(pair):
-        numbers = max(v[:1].numel() if v.dim() else 1 for v in data.values() if isinstance(v, Tensor))
         check_densities(pair, data)
+        numbers = max((v[:1].numel() if v.dim() else 1 for v in data.values() if isinstance(v, Tensor)), default=1)
         batched = Programs(pair).layout(data).batched
         most = max(1, AT_ONCE // (numbers * draws)) if batched else 1
         for first in range(0, n, most):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,22 +40,24 @@ class Samples(tuple[Tensor, Tensor]):
 
 @torch.no_grad()
 def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
-    """Draw n samples of x, the model's first argument, given its other arguments.
+    """Draw n samples of x, the first of the model's arguments that it has a site for, given its covariates.
 
     like: data as ``pair.bind`` takes them, at least one row: dimension, dtype, device, and covariates, which are gone through
     over and over. An RBM is sampled by 1000 sweeps of block Gibbs from random bits, which is approximate. Random streams outside
     are untouched. ``PairError`` for a model whose samples would depend on the x that is given.
     """
-    data, name = pair.bind(like), pair.arguments[0]
+    data = pair.bind(like)
     with isolated(seed, device_of(data)), evaluating(pair):
-        start = data[name].new_zeros((n, *data[name].shape[1:]))
         if isinstance(pair.model, BoltzmannMachine):
-            data = {"x": torch.bernoulli(start + 0.5)}
+            data = {"x": torch.bernoulli(data["x"].new_full((n, *data["x"].shape[1:]), 0.5))}
             for _ in range(GIBBS_SWEEPS):
                 data = Gibbs()(Programs(pair), data)
             return Samples((data["x"], data["x"]))
-        check_dreams(Programs(pair), recycled(pair, data, 0, min(n, MOST_CHECKED)))
-        data = recycled(pair, data, 0, n) | {name: start}
+        few = recycled(pair, data, 0, min(n, MOST_CHECKED))
+        check_dreams(Programs(pair), few)
+        with isolated(0, device_of(data)):
+            name = _made(pair, Programs(pair).run("model", few))
+        data = recycled(pair, data, 0, n) | {name: data[name].new_zeros((n, *data[name].shape[1:]))}
         sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
         mean = _mean(site.fn, site.value)
@@ -72,8 +75,14 @@ def reconstruct(pair: Pair, x: Any, seed: int = 0) -> Tensor | None:
         sample_of_z = draw(Wake(), Programs(pair), data)
         if pair.likelihood == "none" or not sample_of_z.sites("guide"):
             return None
-        site = sample_of_z.sites("model")[pair.arguments[0]]
+        sites = sample_of_z.sites("model")
+        site = sites[_made(pair, sites)]
         return _mean(site.fn, site.value)
+
+
+def _made(pair: Pair, sites: Mapping[str, Any]) -> str:
+    """Return x, the first argument that the model has a site for; those before it are covariates."""
+    return next((name for name in pair.arguments if name in sites), pair.arguments[0])
 
 
 def _mean(fn: Any, value: Tensor) -> Tensor:

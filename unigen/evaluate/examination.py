@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.data import Dataset, spread
-from unigen.engines.programs import Programs, taken
+from unigen.engines.programs import Programs, device_of, reason_of, taken
 from unigen.engines.sites import base_of, support_of
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
@@ -25,7 +25,7 @@ from unigen.evaluate.calibration import Calibration, simulation_based_calibratio
 from unigen.evaluate.classifier import Predictor
 from unigen.evaluate.dreams import Samples, sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
-from unigen.evaluate.latents import rows_of
+from unigen.evaluate.latents import check_not_empty, lengths_of, pieces_of, rows_of
 from unigen.evaluate.likelihood import (
     bound_figure,
     bound_of,
@@ -39,14 +39,17 @@ from unigen.evaluate.modes import evaluating
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
 from unigen.evaluate.posterior import active_units, posterior_gap
+from unigen.evaluate.sample_figures import GROUPS
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.pair import Pair, PairError
 from unigen.pairs.likelihoods import DiscretizedLogistic
 from unigen.pairs.rbm import BoltzmannMachine
+from unigen.settings import UsageError
 from unigen.streams import isolated
 
 __all__ = ["Examination", "Protocol", "evaluate"]
 
+LEAST = {"simulated": 2, "calibration": 16, "validation": 2, "samples": 2 * GROUPS}  # for a figure with an error
 MOST_SUMMED = 1024  # joint values of discrete latents that are summed where the pair does not offer it by itself
 
 
@@ -57,8 +60,9 @@ class Protocol:
     ``test``: data for likelihoods and samples. ``particles``: K of the importance-weighted bound, whose curve has the powers of
     ten below. ``annealed``: how many of these data annealing is run on. ``annealing``: how. ``simulated``: data for bounds from
     both sides. ``partition``, ``partition_chains``: of an RBM's annealing. ``calibration``: simulations of the guide's.
-    ``validation``: data that observation noise is tuned on. ``samples``: how many; 0 for no figure of samples. Fewer rows than
-    there are stand at equal distances: the first ones are no fair sample of a file that is sorted.
+    ``validation``: data that observation noise is tuned on. ``samples``: how many. The last four may be 0, for no such figure.
+    Fewer rows than there are stand at equal distances: the first ones are no fair sample of a file that is sorted. Raises
+    ``UsageError``, a ``ValueError``, for numbers too small for their figures.
     """
 
     test: int = 1000
@@ -73,9 +77,14 @@ class Protocol:
     samples: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("test", 1), ("particles", 1), ("annealed", 1), ("partition", 1), ("partition_chains", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"an examination with {name}={getattr(self, name)}; give at least {least}")
+        for name in ("test", "particles", "annealed", "partition", "partition_chains"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"an examination with {name}={getattr(self, name)}; give at least 1")
+        for name, least in LEAST.items():
+            if getattr(self, name) != 0 and getattr(self, name) < least:
+                raise UsageError(
+                    f"an examination with {name}={getattr(self, name)}; give at least {least}, or 0 for none"
+                )
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,10 @@ def evaluate(
     protocol = protocol or Protocol()
     dataset = data if isinstance(data, Dataset) else None
     x = spread(dataset.test, protocol.test).to(device) if dataset else _some(pair, data, protocol.test)[0]
+    check_not_empty(pair.bind(x))
     held_out = validation if validation is not None else dataset.validation if dataset else None
+    if held_out is not None and not len(held_out):
+        held_out = None
     room = _Room(pair, x, held_out, protocol, quick, seed, progress)
     parts: list[tuple[str, Callable[[], Iterator[Figure]]]] = []
     if isinstance(pair.model, BoltzmannMachine):
@@ -161,8 +173,8 @@ def evaluate(
     for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
         try:
             found = list(part())
-        except (Refused, PairError) as refused:
-            refusals.append(Refusal(name, str(refused)))
+        except ValueError as refused:  # Refused and PairError among them
+            refusals.append(Refusal(name, reason_of(refused)))
             continue
         room.found += found
         figures += [_noted(figure, pair, x, dataset, warning_of) for figure in found]
@@ -178,8 +190,8 @@ def _some(pair: Pair, data: Any, rows: int) -> tuple[Any, Tensor]:
     named = pair.bind(data)
     total = rows_of(pair, named)
     index = spread(torch.arange(total), rows)
-    if len(index) == total:
-        return data, index
+    if len(index) == total or total not in lengths_of(named):
+        return data, torch.arange(total)
     return data[index] if isinstance(data, Tensor) else taken(named, total, index), index
 
 
@@ -211,7 +223,7 @@ def _is_density(pair: Pair, x: Tensor) -> bool:
     if pair.likelihood == "none":
         return True
     with torch.no_grad(), isolated(0, x.device), evaluating(pair):
-        sites = Programs(pair).run("model", pair.bind(x[:1])).values()
+        sites = Programs(pair).run("model", pieces_of(pair, pair.bind(x), 1)[0]).values()
     observed = [site.fn for site in sites if site.observed]
     return not all(support_of(fn).is_discrete or isinstance(base_of(fn), DiscretizedLogistic) for fn in observed)
 
@@ -231,6 +243,7 @@ class _Room:
     ) -> None:
         self.pair, self.x, self.validation, self.protocol, self.quick = pair, x, validation, protocol, quick
         self.seed, self.progress = seed, progress
+        self.device = device_of(pair.bind(x))
         self.found: list[Figure] = []
         self.rows: Tensor | None = None  # the numbers of the data that were annealed, None where all count
         self.made: Samples | None = None
@@ -248,7 +261,7 @@ class _Room:
         protocol = self.protocol
         if self.quick and self.pair.likelihood != "exact":
             raise Refused("the partition function of this RBM is not enumerable; unigen evaluate DIR anneals it")
-        mean = None if self.validation is None else self.validation.mean(0).to(self.x.device)
+        mean = None if self.validation is None else self.validation.mean(0).to(self.device)
         partition = log_partition(
             self.pair, mean, protocol.partition, protocol.partition_chains, seed=self.seed, progress=self.progress
         )
@@ -283,8 +296,8 @@ class _Room:
     def observation(self) -> Iterator[Figure]:
         if self.validation is None or not self.protocol.validation:
             raise Refused("observation noise is tuned on validation data, which were not given")
-        held_out = spread(self.validation, self.protocol.validation).to(self.x.device)
-        x, _ = _some(self.pair, self.x, self.protocol.annealed)
+        held_out = spread(self.validation, self.protocol.validation).to(self.device)
+        x = self.pair.bind(_some(self.pair, self.x, self.protocol.annealed)[0])[self.pair.arguments[0]]
         yield gaussian_observation_log_likelihood(
             self.pair, x, held_out, self.protocol.annealing, seed=self.seed, progress=self.progress
         )

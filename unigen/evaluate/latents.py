@@ -27,9 +27,11 @@ from unigen.streams import isolated
 __all__ = [
     "LatentSpace",
     "check_densities",
+    "check_not_empty",
     "check_runs",
     "columns_of",
     "frozen",
+    "lengths_of",
     "pieces_of",
     "recycled",
     "rows_of",
@@ -44,20 +46,39 @@ def frozen(pair: Pair, seed: int, device: torch.device | str) -> Iterator[None]:
         yield
 
 
+def lengths_of(data: Mapping[str, Any]) -> list[int]:
+    """Return the length of each tensor that has rows."""
+    return [len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()]
+
+
+def check_not_empty(data: Mapping[str, Any]) -> None:
+    """Refuse data of no rows, of which every figure would be a mean of nothing."""
+    if 0 in lengths_of(data):
+        raise Refused(f"the data have no rows ({', '.join(data)}); give at least one")
+
+
+@torch.no_grad()
 def rows_of(pair: Pair, data: Mapping[str, Any]) -> int:
-    """Return how many data there are: the rows of a batch, or 1 for a pair that is one datum."""
-    if not Programs(pair).layout(data).batched:
+    """Return how many data there are: the size of the batch plate, or 1 for a pair that is one datum. Refused for none."""
+    check_not_empty(data)
+    programs, lengths = Programs(pair), set(lengths_of(data))
+    if not programs.layout(data).batched:
         return 1
-    return len(next(value for value in data.values() if isinstance(value, Tensor)))
+    if len(lengths) == 1:
+        return lengths.pop()
+    with isolated(0, device_of(data)), in_evaluation_mode(pair):  # arguments of several lengths: the plate says which
+        sites = [*programs.run("guide", data).values(), *programs.run("model", data).values()]
+    return int(next(frame.size for site in sites for frame in site.frames if frame.name == pair.batch_plate))
 
 
 def pieces_of(pair: Pair, data: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
     """Cut a batch into pieces of at most ``rows`` data; a tensor without one row a datum goes whole into each.
 
-    Programs that run on the whole alone, as an autoguide that has a parameter for each datum, get it in one piece.
+    Programs that run on the whole alone, as an autoguide that has a parameter for each datum, get it in one piece, and so do
+    those whose data are no argument.
     """
     total = rows_of(pair, data)
-    if total <= rows:
+    if total <= rows or total not in lengths_of(data):
         return [dict(data)]
     pieces = [taken(data, total, slice(start, start + rows)) for start in range(0, total, rows)]
     try:
@@ -80,7 +101,7 @@ def check_runs(pair: Pair, data: dict[str, Any]) -> dict[str, dict[str, Site]]:
         except PairError:
             raise
         except RAISED as error:
-            what = f"{rows_of(pair, data)} rows of data" + " and the guide's values" * (which == "model")
+            what = f"{next(iter(lengths_of(data)), 1)} rows of data" + " and the guide's values" * (which == "model")
             raise PairError(f"the {which} cannot run on {what}: {reason_of(error)}") from error
     return found
 
@@ -101,9 +122,9 @@ def _places(site: Site, batch_plate: str | None) -> tuple[int, ...]:
 
 def recycled(pair: Pair, data: dict[str, Any], first: int, rows: int) -> dict[str, Any]:
     """Return data of so many rows from the ``first`` on, over and over; those of a pair of one datum as they are."""
+    total = rows_of(pair, data)
     if not Programs(pair).layout(data).batched:
         return data
-    total = rows_of(pair, data)
     return taken(data, total, (first + torch.arange(rows, device=device_of(data))) % total)
 
 

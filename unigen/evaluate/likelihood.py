@@ -138,14 +138,17 @@ def _check_spread(site: Site, prior: Site) -> None:
 
 def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
     rows = rows_of(pair, data)
-    numbers = max(value.numel() for value in data.values() if isinstance(value, Tensor))
-    at_once = max(1, min(particles, _most(data) // numbers))
+    at_once = max(1, min(particles, _most(data) // _numbers(data)))
     parts = []
     for done in range(0, particles, at_once):
         now = min(at_once, particles - done)
         weight = log_weight(draw(Wake(now), Programs(pair), data))
         parts.append(weight.double().reshape(now, rows))
     return torch.cat(parts)
+
+
+def _numbers(data: dict[str, Any]) -> int:
+    return max((value.numel() for value in data.values() if isinstance(value, Tensor)), default=1)
 
 
 def _most(data: dict[str, Any]) -> int:
@@ -230,8 +233,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")
-            numbers = max(value.numel() for value in data.values() if isinstance(value, Tensor))
-            rows = max(1, rows_of(pair, data) * _most(data) // max(64, count) // numbers)
+            rows = max(1, rows_of(pair, data) * _most(data) // max(64, count) // _numbers(data))
             pieces = [log_evidence(draw(Enumerate(), Programs(pair), piece)) for piece in pieces_of(pair, data, rows)]
     except PairError as error:
         raise Refused(str(error)) from None

@@ -81,8 +81,14 @@ def gaussian_observation_log_likelihood(
 
     x, validation: rows (N, D). settings, tuning: of the annealing on each. The scale climbs by factors of 1.5 from half the
     standard deviation of the data for as long as the validation bound grows. For binary data the figure is that of a
-    density at the corners of a cube: it compares decoders with each other, and with nothing else.
+    density at the corners of a cube: it compares decoders with each other, and with nothing else. ``Refused`` for validation
+    data of which no two differ.
     """
+    if len(validation) < 2 or not bool((validation != validation[:1]).any()):
+        raise Refused(
+            f"observation noise starts at half the standard deviation of the validation data, and {len(validation)} rows of which "
+            "no two differ have none; give rows that differ"
+        )
     settings = settings or Annealing()
     tuning = tuning or dataclasses.replace(settings, distributions=max(1, settings.distributions // 4))
     start = 0.5 * float(validation.double().var(0).mean().sqrt())

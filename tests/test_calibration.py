@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from unigen import Pair
 from unigen.evaluate.calibration import (
     Calibration,
+    _rank,
     chi_square_p_values,
     ecdf_band,
     ecdf_p_values,
@@ -111,6 +112,30 @@ def test_bits_are_ranked_with_their_ties_broken(seed):
     assert not right.rejected(1e-6)  # false alarm 2e-6
     wrong = Pair(Coin(), lambda x: guide(x, 1.0))
     assert "z" in simulation_based_calibration(wrong, torch.zeros(1), 4000, 127, seed=seed).rejected(1e-6)
+
+
+def test_equal_latents_have_equal_likelihoods_whatever_stands_beside_them(seed):
+    """z ~ Bernoulli(1/2), x ~ N(f(z), 9 I), f of a product of matrices, which rounds otherwise beside other rows."""
+    means = 3 * torch.linspace(-1, 1, 20)
+
+    def of(z):
+        return (z[..., None] * means) * (1 + 2e-7 * z.dim())
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(of(z), 3.0).to_event(1), obs=x)
+
+    def guide(x):
+        one, zero = (dist.Normal(of(torch.tensor(z)), 3.0).log_prob(x).sum(-1) for z in (1.0, 0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=one - zero))
+
+    found = simulation_based_calibration(Pair(model, guide), torch.zeros(1, 20), 2000, 127, seed=seed)
+    assert not found.rejected(1e-6), found.p_values  # false alarm 2e-6
+    alike = torch.full((1, 1), -1000.0).expand(127, 2000, 1)
+    ranks = _rank(torch.nextafter(alike[0], torch.zeros(())), alike, 1e-3)
+    assert chi_square_p_values(ranks, 127) > 1e-6 and (_rank(alike[0] + 0.01, alike, 1e-3) == 127).all()
 
 
 def test_a_belief_network_is_ranked_by_every_unit(seed):

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 AT_ONCE = 2**24
+ULPS = 16  # of log p(x|z), by which equal latents may differ where one product of matrices holds many of them
 Posterior = Callable[[dict[str, Any], int], Mapping[str, Tensor]]
 
 
@@ -102,7 +103,8 @@ def simulation_based_calibration(
     like: data that give dimension, dtype, device and covariates. draws: L; L + 1 is best a multiple of 16. posterior: instead
     of the guide, a function of (data by argument, L) to draws by site (L, ...), such as a sampler; it is asked for one
     simulated batch after another. coordinates: of each latent site, at most so many, evenly spaced; None for all. Quantities
-    are these coordinates, and log p(x|z). Ties, as between bits, are broken at random. Refused where the model has no latent
+    are these coordinates, and log p(x|z). Ties, as between bits, are broken at random, and so are numbers of log p(x|z) that are
+    apart by rounding alone. Refused where the model has no latent
     or no density.
     """
     if pair.likelihood == "none":
@@ -149,21 +151,23 @@ def _ranks(
             f"the posterior to be calibrated draws {', '.join(sorted(values)) or 'nothing'}, and the model's latents are "
             f"{', '.join(sorted(truth))}; give a guide or a posterior that draws the same sites"
         )
-    true, true_likelihood = _model_at(pair, data, truth, None)
-    drawn, likelihood = _model_at(pair, data, values, draws)
+    # the truth is one particle more: computed apart, what is equal would differ by rounding
+    beside = {name: torch.cat([truth[name].expand(1, *drawn.shape[1:]), drawn]) for name, drawn in values.items()}
+    latents, likelihood = _model_at(pair, data, beside, draws + 1)
     labels, ranks = [], []
-    for name in drawn:
-        at_truth, at_draws = true[name].reshape(rows, -1), drawn[name].reshape(draws, rows, -1)
-        width = at_truth.shape[1]
+    for name, column in latents.items():
+        every = column.reshape(draws + 1, rows, -1)
+        width = every.shape[-1]
         chosen = list(range(0, width, -(-width // (coordinates or width))))
-        ranks.append(_rank(at_truth[:, chosen], at_draws[..., chosen]))
+        ranks.append(_rank(every[0, :, chosen], every[1:, :, chosen]))
         labels += [name] if width == 1 else [f"{name}[{index}]" for index in chosen]
-    ranks.append(_rank(true_likelihood.reshape(rows, 1), likelihood.reshape(draws, rows, 1)))
+    every = likelihood.reshape(draws + 1, rows, 1)
+    ranks.append(_rank(every[0], every[1:], ULPS * torch.finfo(every.dtype).eps * every[0].abs()))
     return [*labels, "log p(x|z)"], torch.cat(ranks, 1).cpu()
 
 
 def _model_at(
-    pair: Pair, data: dict[str, Any], values: dict[str, Tensor], particles: int | None
+    pair: Pair, data: dict[str, Any], values: dict[str, Tensor], particles: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the latents' values as columns, and log p(x|z)."""
     sites = Programs(pair).run("model", data, values=values, particles=particles).values()
@@ -173,9 +177,10 @@ def _model_at(
     return latents, torch.stack(torch.broadcast_tensors(*densities)).sum(0)
 
 
-def _rank(truth: Tensor, draws: Tensor) -> Tensor:
-    """Return how many of (L, N, Q) are below (N, Q), ties counted by a uniform share of them."""
-    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
+def _rank(truth: Tensor, draws: Tensor, slack: Tensor | float = 0.0) -> Tensor:
+    """Return how many of (L, N, Q) are below (N, Q), ties, at most ``slack`` apart, counted by a uniform share of them."""
+    tied = (draws == truth) | ((draws - truth).abs() <= slack)
+    below, equal = ((draws < truth) & ~tied).sum(0), tied.sum(0)
     return below + (torch.rand(below.shape, device=below.device) * (equal + 1)).long().clamp(max=draws.shape[0])
 
 

@@ -31,6 +31,7 @@ from unigen.divergences import (
 
 INF = math.inf
 N = 20_000
+LOG_2 = math.log(2)
 
 
 def t(*values: float) -> torch.Tensor:
@@ -164,6 +165,38 @@ def test_f_divergences_on_finite_supports_are_the_tables(name):
             else:
                 with pytest.raises(ValueError, match="no unit to change; got base=2"):
                     f_divergence_between(name, dist.Categorical(p), dist.Categorical(q), base=2)
+
+
+@pytest.mark.parametrize("logit", (-95.0, -1000.0))
+def test_f_divergences_of_log_probabilities_that_are_no_probabilities(logit):
+    p, q = dist.Bernoulli(torch.tensor(0.5)), dist.Bernoulli(logits=torch.tensor(logit))
+    # q is zero to eleven digits, but for its logarithm
+    close = {
+        "kullback_leibler": math.log(0.5) - 0.5 * logit,
+        "reverse_kullback_leibler": LOG_2,
+        "squared_hellinger": 2 - math.sqrt(2),
+        "jensen_shannon": 0.5 * LOG_2 + 0.5 * math.log(2 / 3) + math.log(4 / 3),
+        "gan": 0.5 * math.log(1 / 3) + math.log(2 / 3),
+        "jeffreys": -0.5 * logit,
+        "neyman": 1.0,
+    }
+    for name, truth in close.items():
+        found = f_divergence_between(name, p, q)
+        assert found.exact and found.value.item() == pytest.approx(truth, rel=1e-5), name
+    assert f_divergence_between("kullback_leibler", q, p).value.item() == pytest.approx(LOG_2, rel=1e-5)
+    assert f_divergence_between("jeffreys", q, p).value.item() == pytest.approx(-0.5 * logit, rel=1e-5)
+
+
+def test_f_divergences_of_densities_far_apart_are_finite(seed):
+    p, q = dist.Normal(0.0, 1.0), dist.Normal(200.0, 1.0)  # log ratios of 20,000
+    for name, truth in (
+        ("jensen_shannon", 2 * LOG_2),
+        ("gan", 0.0),
+        ("squared_hellinger", 2.0),
+        ("kullback_leibler", 2e4),
+    ):
+        found = f_divergence_between(name, p, q, N, seed=seed)
+        assert abs(found.value.item() - truth) <= 6 * found.standard_error.item() + 1e-5 * (1 + truth), name
 
 
 def test_the_unit_of_an_estimate_is_that_of_its_standard_error():

@@ -8,6 +8,7 @@ import torch
 
 from unigen.divergences import (
     FDivergence,
+    cross_entropy,
     energy_kernel,
     entropy,
     f_divergence,
@@ -17,6 +18,7 @@ from unigen.divergences import (
     kullback_leibler_divergence,
     median_bandwidth,
     mmd_squared,
+    mutual_information,
     permutation_test,
     polynomial_kernel,
     wasserstein_1,
@@ -78,7 +80,7 @@ def test_unknown_name_is_refused_with_the_nearest():
 
 @every
 def test_entries_compare_and_hash_by_name(entry):
-    same = FDivergence(entry.name, torch.exp, torch.exp, torch.exp, torch.exp, torch.exp, 0.0)
+    same = FDivergence(entry.name, *[torch.exp] * 6, 0.0)
     assert same == entry and hash(same) == hash(entry)
     assert [other for other in f_divergences.values() if other == entry] == [entry]
     with pytest.raises(AttributeError):
@@ -93,6 +95,50 @@ def test_value_equals_the_closed_form(entry):
     torch.testing.assert_close(
         entry.value(p, p), torch.full((50,), at_equality, dtype=torch.float64), rtol=0, atol=1e-14
     )
+
+
+@every
+def test_the_generator_of_a_log_ratio_is_the_generator(entry):
+    log_ratio = torch.cat(
+        [torch.linspace(-30, 30, 601, dtype=torch.float64), torch.logspace(-8, 0, 9, dtype=torch.float64)]
+    )
+    u = log_ratio.exp()
+    expected = entry.f(u) / u.clamp_min(1)
+    torch.testing.assert_close(entry.of_log_ratio(log_ratio), expected, rtol=1e-9, atol=1e-13)
+    at = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    (ours,) = torch.autograd.grad((torch.where(at > 0, at.exp(), 1.0) * q * entry.of_log_ratio(at)).sum(), at)
+    (theirs,) = torch.autograd.grad((q * entry.f(at.exp())).sum(), at)
+    torch.testing.assert_close(ours, theirs)
+
+
+@every
+def test_single_precision_holds_ratios_that_it_cannot_write(entry):
+    p, q = torch.tensor([0.5, 0.5]), torch.softmax(torch.tensor([0.0, -95.0]), 0)  # a ratio of 1e41
+    for first, second in ((p, q), (q, p)):
+        exact = CLOSED_FORMS[entry.name](first.double(), second.double())
+        found = entry.value(first, second)
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(exact.to(found).item(), rel=1e-6)
+
+
+def test_single_precision_holds_tables_of_small_numbers():
+    p, q = torch.tensor([0.5, 0.5]), torch.softmax(torch.tensor([0.0, -95.0]), 0)
+    truth = math.log(0.5) - 0.5 * (torch.log_softmax(torch.tensor([0.0, -95.0]).double(), 0).sum().item())
+    assert kullback_leibler_divergence(p, q).item() == pytest.approx(truth, rel=1e-6)
+    assert cross_entropy(p, q).item() == pytest.approx(truth + LOG_2, rel=1e-6)
+    small = 1e-25  # whose square single precision cannot write: a rare event that tells another one for certain
+    joint = torch.tensor([[1.0, 0.0], [0.0, small]])
+    assert mutual_information(joint).item() == pytest.approx(-small * math.log(small), rel=1e-5)
+
+
+@every
+def test_value_has_the_slope_at_a_zero_of_p(entry):
+    p = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(entry.value(p, q), p)
+    u = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(entry.f(u), u)
+    torch.testing.assert_close(gradient[0], slope, equal_nan=True)
 
 
 @every

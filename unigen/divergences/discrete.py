@@ -58,8 +58,8 @@ def check_probabilities(*tables: Tensor, dims: int = 1) -> None:
 def _excess(p: Tensor, q: Tensor) -> Tensor:
     """p log(p/q), elementwise: 0 where p = 0, inf where q = 0 < p; its gradient at a zero of p is left out."""
     inside = (p > 0) & (q > 0)
-    ratio = torch.where(inside, p, 1.0) / torch.where(inside, q, 1.0)
-    finite = torch.where(inside, p, 0.0) * torch.log(ratio)
+    log_p, log_q = (torch.where(inside, table, 1.0).double().log() for table in (p, q))  # a ratio p/q would overflow
+    finite = torch.where(inside, p, 0.0) * (log_p - log_q).to(p.dtype)
     return torch.where((p > 0) & (q == 0), math.inf, finite)
 
 
@@ -152,5 +152,6 @@ def mutual_information(joint: Tensor, base: float = math.e) -> Tensor:
     Theory: mutual-information, information-gain [cover2006].
     """
     check_probabilities(joint, dims=2)
-    independent = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
-    return _excess(joint, independent).sum((-2, -1)) / nats_per_unit(base)
+    wide = joint.double()  # in which a product of small probabilities is above zero
+    independent = wide.sum(-1, keepdim=True) * wide.sum(-2, keepdim=True)
+    return _excess(wide, independent).sum((-2, -1)).to(joint.dtype) / nats_per_unit(base)

@@ -243,11 +243,10 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
 def f_divergence_between(
     name: str, p: Any, q: Any, samples: int | None = None, base: float = math.e, seed: int = 0
 ) -> Estimate:
-    """Compute D_f(P || Q) = E_Q[f(p/q)] + slope of f at infinity * P(q = 0), f by its name in `f_divergences`.
+    """Compute D_f(P || Q) = E_Q[f(u) 1(u <= 1)] + E_P[f(u)/u 1(u > 1)], u = p/q, f by its name in `f_divergences`.
 
-    p, q: as for `kullback_leibler_between`, but the samples come from q, and a second set from p where it leaves the support
-    of q. The estimate is of large, perhaps infinite, variance where q has lighter tails than p. base: as there, for a divergence
-    that holds logarithms.
+    p, q: as for `kullback_leibler_between`, but so many samples come from each, and no ratio above one weighs any. Where q is
+    zero f(u)/u is the slope of f at infinity. base: as there, for a divergence that holds logarithms.
     Source: Ali and Silvey (1966); Csiszar (1967); Nowozin, Cseke and Tomioka (2016).
 
     Theory: f-divergence-is-tight, monte-carlo [nowozin2016].
@@ -257,18 +256,20 @@ def f_divergence_between(
     unit = divergence.unit(base)
     what = f"the f-divergence {name} of {_named(p, q)}"
 
-    def regular(x: Tensor) -> Tensor:
-        return divergence.f(torch.exp(_log_prob(p, x) - _log_prob(q, x)))
+    at_zero = float(divergence.f(torch.zeros((), dtype=torch.float64)))
 
-    inside = _expectation(q, regular, samples, math.e, seed, what)
-    outside = _expectation(p, lambda x: (_log_prob(q, x) == -math.inf).to(x.dtype), samples, math.e, seed + 2, what)
-    slope = divergence.critic_upper_bound
-    singular, error = (
-        torch.where(part > 0, slope * torch.where(part > 0, part, 1.0), 0.0)
-        for part in (outside.value, outside.standard_error)
-    )
-    total = torch.sqrt(inside.standard_error**2 + torch.where(singular.isfinite(), error, 0.0) ** 2)
-    return Estimate((inside.value + singular) / unit, total / unit, inside.samples)
+    def side(x: Tensor, above: bool) -> Tensor:
+        log_p, log_q = _log_prob(p, x), _log_prob(q, x)
+        log_ratio = (log_p - log_q).double()
+        values = divergence.of_log_ratio(torch.where(log_ratio.isfinite(), log_ratio, 0.0))
+        values = torch.where(log_ratio == -math.inf, at_zero, values)
+        values = torch.where(log_ratio == math.inf, divergence.critic_upper_bound, values)
+        return torch.where((log_ratio > 0) == above, values, 0.0).to(log_p.dtype)
+
+    below = _expectation(q, lambda x: side(x, False), samples, math.e, seed, what)
+    above = _expectation(p, lambda x: side(x, True), samples, math.e, seed + 2, what)
+    error = torch.sqrt(below.standard_error**2 + above.standard_error**2)
+    return Estimate((below.value + above.value) / unit, error / unit, max(below.samples, above.samples))
 
 
 def block_estimate(

@@ -45,6 +45,8 @@ class FDivergence:
 
     name: the registered name.
     f: the generator, of the density ratio u = p/q >= 0.
+    of_log_ratio: f(u) / max(u, 1) at l = log u, any real number, so that q f(p/q) = max(p, q) of_log_ratio(log p - log q):
+        it overflows nowhere that this does not.
     conjugate: f*(t), of a critic's value t; +inf where t is above `critic_upper_bound`.
     activation: g_f(v), increasing, from any real v to the domain of f*.
     conjugate_of_activation: f*(g_f(v)), in one stable formula: finite, with finite gradients, where the two
@@ -61,6 +63,7 @@ class FDivergence:
 
     name: str
     f: Elementwise = field(compare=False, repr=False)
+    of_log_ratio: Elementwise = field(compare=False, repr=False)
     conjugate: Elementwise = field(compare=False, repr=False)
     activation: Elementwise = field(compare=False, repr=False)
     conjugate_of_activation: Elementwise = field(compare=False, repr=False)
@@ -77,12 +80,15 @@ class FDivergence:
         """
         check_probabilities(p, q)
         unit = self.unit(base)
-        ratio = p / torch.where(q > 0, q, 1.0)
-        regular = torch.where(q > 0, q * self.f(torch.where(q > 0, ratio, 1.0)), 0.0)
-        outside = (q == 0) & (p > 0)
+        inside, missing, outside = (p > 0) & (q > 0), (p == 0) & (q > 0), (p > 0) & (q == 0)
+        wide_p, wide_q = (torch.where(inside, table, 1.0).double() for table in (p, q))
+        log_ratio = wide_p.log() - wide_q.log()  # the ratio itself would overflow in single precision
+        terms = torch.where(log_ratio > 0, wide_p, wide_q) * self.of_log_ratio(log_ratio)
+        at_zero = q * self.f(torch.where(missing, p / torch.where(missing, q, 1.0), 1.0))
+        regular = torch.where(inside, terms, torch.where(missing, at_zero, 0.0).double())
         # Where q is positive the slope multiplies 1, not p: an infinite slope must not reach p's gradient there.
         singular = torch.where(outside, self.critic_upper_bound * torch.where(outside, p, 1.0), 0.0)
-        return (regular + singular).sum(-1) / unit
+        return (regular + singular).sum(-1).to(p.dtype) / unit
 
     def unit(self, base: float) -> float:
         """Return log(base), the size of one unit in nats; ValueError for a divergence that has no unit."""
@@ -101,6 +107,47 @@ def _below(upper: float, formula: Elementwise) -> Elementwise:
         return torch.where(inside, formula(torch.where(inside, t, upper - 1.0)), math.inf)
 
     return conjugate
+
+
+def _by_side(below: Elementwise, above: Elementwise) -> Elementwise:
+    """Return f(u) / max(u, 1) of any l = log u from f(u) at l <= 0, and f(u) / u at l > 0 as a function of -l."""
+
+    def of_log_ratio(log_ratio: Tensor) -> Tensor:
+        larger = log_ratio > 0
+        low = torch.where(larger, -log_ratio, log_ratio)
+        return torch.where(larger, above(low), below(low))
+
+    return of_log_ratio
+
+
+def _kullback_leibler(log_u: Tensor) -> Tensor:
+    return log_u * torch.exp(log_u)
+
+
+def _square(log_u: Tensor) -> Tensor:
+    return torch.expm1(log_u) ** 2
+
+
+def _square_over_ratio(log_u: Tensor) -> Tensor:
+    return -torch.expm1(log_u) * torch.expm1(-log_u)
+
+
+def _hellinger(log_u: Tensor) -> Tensor:
+    return torch.expm1(log_u / 2) ** 2
+
+
+def _jensen_shannon(log_u: Tensor) -> Tensor:
+    u = torch.exp(log_u)
+    return u * (LOG_2 + log_u - torch.log1p(u)) + LOG_2 - torch.log1p(u)
+
+
+def _gan(log_u: Tensor) -> Tensor:
+    u = torch.exp(log_u)
+    return u * (log_u - torch.log1p(u)) - torch.log1p(u)
+
+
+def _jeffreys(log_u: Tensor) -> Tensor:
+    return torch.expm1(log_u) * log_u
 
 
 def _log_inverse_ratio(t: Tensor) -> Tensor:
@@ -131,6 +178,7 @@ def _one_minus_exp(v: Tensor) -> Tensor:
 kullback_leibler = FDivergence(  # sum p log(p/q)
     name="kullback_leibler",
     f=lambda u: torch.xlogy(u, u),
+    of_log_ratio=_by_side(_kullback_leibler, torch.neg),
     conjugate=lambda t: torch.exp(t - 1),
     activation=_identity,
     conjugate_of_activation=lambda v: torch.exp(v - 1),
@@ -141,6 +189,7 @@ kullback_leibler = FDivergence(  # sum p log(p/q)
 reverse_kullback_leibler = FDivergence(  # sum q log(q/p)
     name="reverse_kullback_leibler",
     f=lambda u: -torch.log(u),
+    of_log_ratio=_by_side(torch.neg, _kullback_leibler),
     conjugate=_below(0.0, lambda t: -1 - torch.log(-t)),
     activation=lambda v: -torch.exp(-v),
     conjugate_of_activation=lambda v: v - 1,
@@ -153,6 +202,7 @@ reverse_kullback_leibler = FDivergence(  # sum q log(q/p)
 pearson = FDivergence(  # sum (p - q)^2 / q
     name="pearson",
     f=lambda u: (u - 1) ** 2,
+    of_log_ratio=_by_side(_square, _square_over_ratio),
     conjugate=lambda t: t**2 / 4 + t,
     activation=_identity,
     conjugate_of_activation=lambda v: v**2 / 4 + v,
@@ -164,6 +214,7 @@ pearson = FDivergence(  # sum (p - q)^2 / q
 neyman = FDivergence(  # sum (p - q)^2 / p
     name="neyman",
     f=lambda u: (1 - u) ** 2 / u,
+    of_log_ratio=_by_side(_square_over_ratio, _square),
     conjugate=_below(1.0, lambda t: 2 - 2 * torch.sqrt(1 - t)),
     activation=_one_minus_exp,
     conjugate_of_activation=lambda v: -2 * torch.expm1(-v / 2),
@@ -175,6 +226,7 @@ neyman = FDivergence(  # sum (p - q)^2 / p
 squared_hellinger = FDivergence(  # sum (sqrt p - sqrt q)^2
     name="squared_hellinger",
     f=lambda u: (torch.sqrt(u) - 1) ** 2,
+    of_log_ratio=_by_side(_hellinger, _hellinger),
     conjugate=_below(1.0, lambda t: t / (1 - t)),
     activation=_one_minus_exp,
     conjugate_of_activation=lambda v: torch.expm1(v),
@@ -186,6 +238,7 @@ squared_hellinger = FDivergence(  # sum (sqrt p - sqrt q)^2
 jensen_shannon = FDivergence(  # sum p log(2p/(p+q)) + q log(2q/(p+q)), twice the divergence in [0, log 2]
     name="jensen_shannon",
     f=lambda u: torch.xlogy(u, 2 * u / (1 + u)) + LOG_2 - torch.log1p(u),
+    of_log_ratio=_by_side(_jensen_shannon, _jensen_shannon),
     conjugate=_below(LOG_2, lambda t: -torch.log1p((-torch.expm1(t)).clamp_min(-1.0))),
     activation=lambda v: LOG_2 + logsigmoid(v),
     conjugate_of_activation=lambda v: softplus(v) - LOG_2,
@@ -196,6 +249,7 @@ jensen_shannon = FDivergence(  # sum p log(2p/(p+q)) + q log(2q/(p+q)), twice th
 gan = FDivergence(  # sum p log(p/(p+q)) + q log(q/(p+q)): the optimal value of the GAN game, -log 4 at P = Q
     name="gan",
     f=lambda u: torch.xlogy(u, u / (1 + u)) - torch.log1p(u),
+    of_log_ratio=_by_side(_gan, _gan),
     conjugate=_below(0.0, lambda t: -torch.log(-torch.expm1(t))),
     activation=lambda v: logsigmoid(v),
     conjugate_of_activation=lambda v: softplus(v),
@@ -206,6 +260,7 @@ gan = FDivergence(  # sum p log(p/(p+q)) + q log(q/(p+q)): the optimal value of 
 jeffreys = FDivergence(  # sum (p - q) log(p/q)
     name="jeffreys",
     f=lambda u: (u - 1) * torch.log(u),
+    of_log_ratio=_by_side(_jeffreys, _jeffreys),
     conjugate=_jeffreys_conjugate,
     activation=_identity,
     conjugate_of_activation=_jeffreys_conjugate,

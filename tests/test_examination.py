@@ -219,3 +219,19 @@ def test_what_a_conditional_pair_makes_is_the_argument_that_it_has_a_site_for():
         (made / 10).round(), torch.tensor([0.0, 1, 2, 0, 1])[:, None].expand(5, 2)
     )
     assert torch.equal((reconstruct(Pair(model, guide), (c, y)) / 10).round(), y / 10)
+
+
+def test_bits_of_a_pair_that_is_one_datum_count_all_its_numbers():
+    def model(x):
+        level = pyro.sample("level", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(level, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        variance = 1 / (len(x) + 1)
+        pyro.sample("level", dist.Normal(variance * x.sum(0), variance**0.5).to_event(1))
+
+    x = torch.randn(50, 2)
+    exact = dist.MultivariateNormal(torch.zeros(50), torch.eye(50) + 1).log_prob(x.T).sum()
+    found = evaluate(Pair(model, guide), x, SHORT, quick=True)["ELBO"]
+    assert found.bits_per_dimension == pytest.approx(-float(exact) / 100 / math.log(2), abs=1e-4)

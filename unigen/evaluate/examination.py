@@ -212,7 +212,8 @@ def _with_bits(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None) -> F
     spread = dataset.levels if dataset and dataset.dequantize else None
     if dataset and dataset.levels and not spread and _is_density(pair, x):
         return figure  # a density at the corners of a cube has no bits
-    bits = bits_per_dimension(figure.value, x[0].numel(), spread)
+    dimension = x[0].numel() if Programs(pair).layout(pair.bind(x)).batched else x.numel()
+    bits = bits_per_dimension(figure.value, dimension, spread)
     return dataclasses.replace(figure, bits_per_dimension=bits)
 
 

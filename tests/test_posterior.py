@@ -152,6 +152,24 @@ def test_reference_draws_show_what_is_wrong(seed):
         against_reference({"w": true["w"][:, :1], "s": true["s"]}, true)
 
 
+def test_a_coordinate_that_is_one_number_on_both_sides_is_not_the_worst(seed):
+    torch.manual_seed(seed)
+    mine, theirs = (torch.cat([torch.full((2000, 1), 0.1), torch.randn(2000, 1)], 1) for _ in range(2))
+    alike = against_reference({"L": mine}, {"L": theirs})["L"]
+    assert all(figure.name.endswith("L[1]") for figure in alike) and alike[1].value == pytest.approx(1, abs=0.2)
+    assert [figure.per_datum[0].item() for figure in alike] == [0, 1, 0]
+    free = torch.randn(2000, 2)
+    for draws, reference, expected in (
+        (free, theirs, [math.inf, math.inf, math.inf]),
+        (mine + torch.tensor([0.1, 0.0]), theirs, [math.inf, 1, math.inf]),
+        (mine, free, [None, 0, None]),
+    ):
+        found = against_reference({"L": draws}, {"L": reference})["L"]
+        for figure, value in zip(found, expected, strict=True):
+            assert value is None or figure.per_datum[0].item() == value
+            assert value in (None, 1) or figure.name.endswith("L[0]")
+
+
 def test_chains_count_by_their_effective_size_and_those_that_disagree_are_labelled(seed):
     chains = {"w": torch.randn(4, 500, 2), "twice": torch.randn(4, 500)}  # a deterministic site is not the guide's
 

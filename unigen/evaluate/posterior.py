@@ -8,6 +8,7 @@ With a lower bound in the place of log p(x) the difference bounds the divergence
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -128,8 +129,10 @@ def against_reference(
     sites are left out and whose draws count by their effective sample size; or independent draws (R, ...) by site, of the same
     sites and shapes. Returns for each site, over its coordinates: the largest error of the mean in reference standard
     deviations, the ratio of standard deviations that is farthest from 1, and the largest Wasserstein-1 distance between the
-    draws of a coordinate, in reference standard deviations. Standard errors are of the coordinate named; figures against
-    chains that disagree (R-hat over 1.01) or diverged are labelled unreliable. ValueError where sites or shapes differ.
+    draws of a coordinate, in reference standard deviations. A coordinate that is the same number in all draws of both sides
+    counts as right, and one that is so in the reference alone is infinitely far off. Standard errors are of the coordinate
+    named; figures against chains that disagree (R-hat over 1.01) or diverged are labelled unreliable. ValueError where sites
+    or shapes differ.
     """
     effective: dict[str, Tensor] = {}
     warning = ""
@@ -160,14 +163,25 @@ def against_reference(
     return found
 
 
+def _moments(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which coordinates of draws (S, D) are one number, their means and their deviations, exact for these, each (D,)."""
+    fixed = (draws == draws[:1]).all(0)
+    return fixed, torch.where(fixed, draws[0], draws.mean(0)), torch.where(fixed, 0.0, draws.std(0))
+
+
 def _site_against_reference(name: str, mine: Tensor, theirs: Tensor, size: Tensor) -> tuple[Figure, ...]:
-    n, scale = len(mine), theirs.std(0).clamp_min(torch.finfo(theirs.dtype).tiny)
-    ratio = mine.std(0) / scale
-    shift = (mine.mean(0) - theirs.mean(0)).abs() / scale
-    shift_error = (ratio.square() / n + 1 / size).sqrt()
+    n = len(mine)
+    (fixed, mean, deviation), (fixed_there, true_mean, scale) = map(_moments, (mine, theirs))
+    ratio, shift = (
+        (deviation / scale).nan_to_num(1.0, math.inf),
+        ((mean - true_mean).abs() / scale).nan_to_num(0.0, math.inf),
+    )
+    error = (ratio.square() / n + 1 / size).sqrt()
+    shift_error = torch.where(fixed & fixed_there, 0.0, error)
     ratio_error = ratio * (1 / (2 * (n - 1)) + 1 / (2 * (size - 1))).sqrt()
     grid = (torch.arange(200, dtype=mine.dtype, device=mine.device) + 0.5) / 200
-    distance = (torch.quantile(mine, grid, 0) - torch.quantile(theirs, grid, 0)).abs().mean(0) / scale
+    apart = (torch.quantile(mine, grid, 0) - torch.quantile(theirs, grid, 0)).abs().mean(0)
+    distance = (apart / scale).nan_to_num(0.0, math.inf)
     how = f"{n} draws against {len(theirs)} reference draws"
     worst = int(shift.argmax()), int(ratio.log().abs().argmax()), int(distance.argmax())
 

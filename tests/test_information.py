@@ -203,7 +203,7 @@ def check_info_nce(bound):
     """Exactly, over every draw of K pairs: the mean bound is below I and log K at any score, and rises with K."""
     joint = torch.tensor([[0.4, 0.1], [0.05, 0.45]]).double()
     truth, means = mutual_information(joint).item(), []
-    log_ratio = torch.log(joint / joint.sum(1, keepdim=True))  # log p(y|x)
+    log_ratio = torch.log(joint / joint.sum(0))  # log p(x|y) = log p(y|x)/p(y) + log p(x), the best score
     for scores_of in (log_ratio, torch.tensor([[1.0, -2.0], [0.3, 0.0]]).double(), 5 * log_ratio):
         for size in (2, 3):
             mean = 0.0
@@ -217,6 +217,20 @@ def check_info_nce(bound):
             means.append(mean)
     assert means[0] < means[1]
     assert means[1] > 0
+
+
+def test_info_nce_is_best_at_the_log_ratio():
+    """Exactly, over every draw of two and three pairs: there the mean bound has no slope along the scores."""
+    joint = torch.tensor([[0.4, 0.1, 0.05], [0.05, 0.1, 0.3]]).double()
+    for best, flat in ((torch.log(joint / joint.sum(0)), True), (torch.log(joint / joint.sum(1, keepdim=True)), False)):
+        table = (best + torch.tensor([[0.3], [-2.0]])).requires_grad_()  # up to a constant of each x
+        for size in (2, 3):
+            mean = torch.zeros(())
+            for pairs in itertools.product(itertools.product(range(2), range(3)), repeat=size):
+                x, y = (torch.tensor(side) for side in zip(*pairs, strict=True))
+                mean = mean + joint[x, y].prod() * info_nce_bound(table[x][:, y])
+            (slope,) = torch.autograd.grad(mean, table)
+            assert bool(slope.abs().max() < 1e-9) == flat
 
 
 def test_info_nce_is_below_the_mutual_information():

@@ -214,9 +214,10 @@ class FGan:
 
 @dataclass(frozen=True)
 class Mmd:
-    """-MMD^2 between data and samples, unbiased, over a mixture of Gaussian kernels (Li, Swersky & Zemel 2015); ().
+    """-MMD^2 between data and samples over a mixture of Gaussian kernels (Li, Swersky & Zemel 2015); ().
 
-    The widths are the given fractions of the root mean squared distance of the data. It couples the rows of a batch.
+    The widths are the given fractions of the root mean squared distance of the batch's data. For widths of one value it is
+    unbiased; that the batch sets them is a bias that vanishes as it grows. It couples the rows of a batch.
 
     Theory: mmd, mmd-is-unbiased [li2015].
     """

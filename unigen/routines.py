@@ -230,7 +230,7 @@ def reinforce() -> Phases:
 
 @declare("Mnih & Rezende 2016", "https://arxiv.org/abs/1602.06725", DISCRETE, SCORED)
 def vimco(k: int = 5) -> Phases:
-    """max_{θ,φ} E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x)
+    """max_{θ,φ} E_data E_q log (1/K) Σ_k w_k, ∇_φ by Σ_k (L - L_{-k}) ∇ log q_φ(z_k|x) + ∇L
 
     The importance-weighted bound for discrete latents; each particle's baseline comes from the others.
 
@@ -453,8 +453,8 @@ def standard_equation(
     """min_{q,θ} -α H(q) + β D(q, p_θ) - E_q[f]
 
     One objective for the field: ``experience`` f is ``"data"``, ``"critic"`` (learned, adversarial), or a constraint.
-    Cross entropy with data and β → 0 is maximum likelihood; a critic with α = 0 is gan (``"jensen_shannon"``), f_gan (an
-    f-divergence) or wgan (``"wasserstein"``); a constraint has the teacher q ∝ exp((β log p_θ + f) / α).
+    Cross entropy with data, α = 1 and β → 0 is maximum likelihood; a critic with α = 0 is gan_minimax (``"jensen_shannon"``),
+    f_gan (an f-divergence) or wgan (``"wasserstein"``); a constraint has the teacher q ∝ exp((β log p_θ + f) / α).
 
     Theory: standard-equation, standard-equation-teacher, standard-equation-adversaries [hu2022].
     """
@@ -462,15 +462,18 @@ def standard_equation(
         if alpha != 0 or beta != 1:
             raise ValueError(f"a learned critic is the case alpha=0, beta=1; got alpha={alpha:g}, beta={beta:g}")
         if divergence in ("jensen_shannon", "wasserstein"):
-            return (gan if divergence == "jensen_shannon" else wgan).phases
+            return (gan_minimax if divergence == "jensen_shannon" else wgan).phases
         return f_gan(divergence).phases
     if divergence != "cross_entropy":
         raise ValueError(f"experience {experience!r} takes divergence 'cross_entropy'; got {divergence!r}")
     if alpha <= 0 or beta < 0:
         raise ValueError(f"the teacher needs alpha > 0 and beta >= 0; got alpha={alpha:g}, beta={beta:g}")
     if experience == "data":
-        if beta != 0:
-            raise ValueError(f"maximum likelihood is the limit beta -> 0, written beta=0; got beta={beta:g}")
+        if alpha != 1 or beta != 0:
+            raise ValueError(
+                f"maximum likelihood is alpha=1 and the limit beta -> 0, written beta=0, as the teacher is p_data^(1/alpha); got "
+                f"alpha={alpha:g}, beta={beta:g}"
+            )
         return maximum_likelihood.phases
     if alpha != beta:
         raise ValueError(

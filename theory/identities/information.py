@@ -10,15 +10,20 @@ from itertools import permutations, product
 
 import torch
 from torch import Generator, Tensor
+from torch.distributions import Normal
 
 from identities.exact import hermite
 from identities.identity import Sides, identity, stack
 from identities.tables import normals, simplex
+from unigen import divergences
 from unigen.divergences import (
+    cross_entropy,
     entropy,
     f_divergences,
     gaussian_kernel,
+    information_content,
     jensen_shannon_divergence,
+    kullback_leibler_between,
     kullback_leibler_divergence,
     mmd_squared,
     wasserstein_1,
@@ -51,18 +56,18 @@ def _joint(generator: Generator, rows: int = 3, columns: int = 4) -> Tensor:
 @identity(
     "I(x, y) = I(x) + I(y) for independent x and y, I = -log p",
     "Shannon 1948",
-    ("unigen.divergences.entropy",),
+    ("unigen.divergences.information_content", "unigen.divergences.entropy"),
     ("A1",),
     "the information of the joint outcome is the product of the two",
 )
 def information_adds_up(generator: Generator, wrong: bool) -> Sides:
     p, q = simplex(generator, 6), simplex(generator, 5)
     joint = torch.outer(p, q)
-    one, other = -p.log()[:, None], -q.log()
+    one, other = information_content(p)[:, None], information_content(q)
     both = one * other if wrong else one + other
     mean_of_both = (joint * both).sum()
     die = torch.full((6,), 1 / 6, dtype=torch.float64)  # in bits: one face of a fair die carries its entropy
-    left = stack(-joint.log(), entropy(joint.reshape(-1)), entropy(die) / math.log(2))
+    left = stack(-joint.log(), entropy(joint.reshape(-1)), entropy(die, base=2))
     return left, stack(both, mean_of_both, 1 + math.log2(3))
 
 
@@ -90,13 +95,17 @@ def entropies_in_closed_form(generator: Generator, wrong: bool) -> Sides:
 @identity(
     "H(p, q) - H(p) = KL(p || q) >= 0: what coding with the wrong distribution costs",
     COVER,
-    ("unigen.divergences.kullback_leibler_divergence", "unigen.divergences.entropy"),
+    (
+        "unigen.divergences.cross_entropy",
+        "unigen.divergences.kullback_leibler_divergence",
+        "unigen.divergences.entropy",
+    ),
     ("A3", "A6"),
     "the cost of coding q with the code of p",
 )
 def cross_entropy_excess(generator: Generator, wrong: bool) -> Sides:
     p, q = simplex(generator, 8, 6), simplex(generator, 8, 6)  # eight pairs of tables
-    excess = -(p * q.log()).sum(-1) - entropy(p)
+    excess = cross_entropy(p, q) - entropy(p)
     divergence = kullback_leibler_divergence(q, p) if wrong else kullback_leibler_divergence(p, q)
     negative = torch.relu(-excess)
     nothing = kullback_leibler_divergence(p, p)
@@ -106,7 +115,7 @@ def cross_entropy_excess(generator: Generator, wrong: bool) -> Sides:
 @identity(
     "H(x, y) = H(y) + H(x|y), H(x|y) = sum_y p(y) H(p(x|y)) <= H(x), equal where x and y are independent",
     COVER,
-    ("unigen.divergences.entropy",),
+    ("unigen.divergences.conditional_entropy", "unigen.divergences.entropy"),
     ("A4",),
     "the conditional entropy as an unweighted mean over y",
 )
@@ -117,14 +126,23 @@ def conditional_entropy(generator: Generator, wrong: bool) -> Sides:
     weights = torch.full_like(p_y, 1 / len(p_y)) if wrong else p_y
     conditional = (weights * entropy(given)).sum()
     independent = torch.outer(p_x, p_y)
-    left = stack(entropy(joint.reshape(-1)), torch.relu(conditional - entropy(p_x)), entropy(independent.reshape(-1)))
-    return left, stack(entropy(p_y) + conditional, 0.0, entropy(p_y) + entropy(p_x))
+    left = stack(
+        entropy(joint.reshape(-1)),
+        divergences.conditional_entropy(joint),
+        torch.relu(conditional - entropy(p_x)),
+        entropy(independent.reshape(-1)),
+    )
+    return left, stack(entropy(p_y) + conditional, conditional, 0.0, entropy(p_y) + entropy(p_x))
 
 
 @identity(
     "I(x; y) = H(x) - H(x|y) = H(y) - H(y|x) = H(x) + H(y) - H(x, y) = H(x, y) - H(x|y) - H(y|x) = KL(p(x, y) || p(x) p(y))",
     COVER,
-    ("unigen.divergences.kullback_leibler_divergence", "unigen.divergences.entropy"),
+    (
+        "unigen.divergences.mutual_information",
+        "unigen.divergences.kullback_leibler_divergence",
+        "unigen.divergences.entropy",
+    ),
     ("A5",),
     "the divergence taken from the product to the joint",
 )
@@ -136,13 +154,14 @@ def mutual_information(generator: Generator, wrong: bool) -> Sides:
     y_given_x = (p_x * entropy(joint / p_x[:, None])).sum()
     tables = joint.reshape(-1), torch.outer(p_x, p_y).reshape(-1)
     divergence = kullback_leibler_divergence(*(tables[::-1] if wrong else tables))
-    four = stack(
+    five = stack(
+        divergences.mutual_information(joint),
         entropy(p_x) - x_given_y,
         entropy(p_y) - y_given_x,
         entropy(p_x) + entropy(p_y) - both,
         both - x_given_y - y_given_x,
     )
-    return four, divergence.expand(4)
+    return five, divergence.expand(5)
 
 
 @identity(
@@ -182,7 +201,7 @@ def kl_support_mismatch(generator: Generator, wrong: bool) -> Sides:
 @identity(
     "KL(N(a, s^2) || N(b, t^2)) = log(t/s) + (s^2 + (a - b)^2) / (2 t^2) - 1/2",
     "Kullback & Leibler 1951; Kingma & Welling 2014",
-    ("unigen.objectives.elbo",),
+    ("unigen.divergences.kullback_leibler_between",),
     ("A6", "E4"),
     "s read as the variance, the lecture's exp(sigma) without its 1/2",
 )
@@ -193,7 +212,9 @@ def kl_of_normals(generator: Generator, wrong: bool) -> Sides:
     x = a + s * nodes
     log_ratio = -(((x - a) / s) ** 2) / 2 - s.log() + ((x - b) / t) ** 2 / 2 + t.log()
     spread = s if wrong else s**2
-    return (weights * log_ratio).sum(), (t / s).log() + (spread + (a - b) ** 2) / (2 * t**2) - 0.5
+    closed = kullback_leibler_between(Normal(a, s), Normal(b, t)).value
+    exact = (t / s).log() + (spread + (a - b) ** 2) / (2 * t**2) - 0.5
+    return stack((weights * log_ratio).sum(), closed), stack(exact, exact)
 
 
 @identity(

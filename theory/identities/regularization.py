@@ -254,7 +254,7 @@ def rule_distillation(generator: Generator, wrong: bool) -> Sides:
 @identity(
     "student: grad [(1 - pi) l(y, s) + pi l(t, s)] = grad l((1 - pi) y + pi t, s): imitation mixes targets, not models",
     HU_RULES,
-    ("unigen.objectives.Imitation", "unigen.objectives.log_q", "unigen.phases.Tilted"),
+    ("unigen.objectives.log_q", "unigen.phases.Tilted", "unigen.phases.Enumerate"),
     ("I6",),
     "the mixture of the two losses' targets in log space",
 )

@@ -1,7 +1,7 @@
 """The standard equation, min over q and theta of -alpha H(q) + beta D(q, p_theta) - E_q[f], and its cases (row G7).
 
 Likelihood: f = log p_data, beta -> 0. Variational EM: f = log p(x|z), D to the prior. A learned critic, max over f with
-E_data f beside it, alpha = 0: gan, f_gan, wgan. (Hu & Xing 2022, arXiv 2108.07783.)
+E_data f beside it, alpha = 0: gan_minimax, f_gan, wgan. (Hu & Xing 2022, arXiv 2108.07783.)
 """
 
 from __future__ import annotations
@@ -97,9 +97,14 @@ def standard_equation_is_the_bound(generator: Generator, wrong: bool) -> Sides:
 
 
 @identity(
-    "alpha = 0, beta = 1, a learned critic: max_f min_q D(q, p) - E_q f + E_data f = JS (gan), D_f (f_gan), W1 (wgan)",
+    "alpha = 0, beta = 1, a learned critic: max_f min_q D(q, p) - E_q f + E_data f = D(p_data, p), JS (gan_minimax), D_f, W1",
     XING,
-    ("unigen.routines.standard_equation", "unigen.routines.gan", "unigen.routines.f_gan", "unigen.routines.wgan"),
+    (
+        "unigen.routines.standard_equation",
+        "unigen.routines.gan_minimax",
+        "unigen.routines.f_gan",
+        "unigen.routines.wgan",
+    ),
     ("G7", "F2", "F16"),
     "the divergences of p_theta from the data exchanged",
 )
@@ -122,13 +127,22 @@ def standard_equation_adversaries(generator: Generator, wrong: bool) -> Sides:
             right.append(f_divergence(name).value(g, p) if wrong else f_divergence(name).value(p, g))
     left.append(value("wasserstein", torch.stack([0 * step, torch.sign(p[1] - g[1]) * step])))
     right.append((p[1] - g[1]).abs() * step)
+    for name in f_divergences:  # the game itself, at the critic f = dD/dq where q is the data
+        logits = p.log().requires_grad_()
+        q = torch.softmax(logits, 0)
+        distance = f_divergence(name).value(q, g)
+        (f,) = torch.autograd.grad(distance, q, retain_graph=True)
+        game = distance - (q * f).sum() + (p * f).sum()
+        (slope,) = torch.autograd.grad(game, logits)
+        left += [game.detach(), *slope]
+        right += [f_divergence(name).value(p, g), *torch.zeros(2)]
     return stack(*left), stack(*right)
 
 
 @identity(
     "min_q KL(q || p) - E_q f = -log E_p exp(f), and max_f E_data f - log E_p exp(f) = KL(p_data || p) at f = log p_data/p",
     "Donsker & Varadhan 1975; " + XING,
-    ("unigen.routines.standard_equation", "unigen.divergences.kullback_leibler_divergence"),
+    ("unigen.divergences.kullback_leibler_divergence",),
     ("G7", "A9"),
     "E_p exp(f) - 1 for its logarithm, a looser bound off the optimum",
 )

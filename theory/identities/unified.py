@@ -247,7 +247,7 @@ def gan_extends_sleep(generator: Generator, wrong: bool) -> Sides:
 
 
 @identity(
-    "log q(y) >= E log (1/k) sum_i q^r(y|x_i)/q(y|x_i); grad_theta L_k = E sum_i w~_i grad log q^r(y|x_i), w = D / (1 - D)",
+    "L_k = E log (1/k) sum_i q^r(y|x_i)/q(y|x_i); grad_theta L_k = E sum_i w~_i grad log q^r(y|x_i), w = D / (1 - D)",
     HU + ", Eq. 15 and 16",
     ("unigen.routines.iwgan", "unigen.objectives.iwae_reversed"),
     ("G6",),

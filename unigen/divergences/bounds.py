@@ -44,7 +44,7 @@ def donsker_varadhan_bound(on_p: Tensor, on_q: Tensor, base: float = math.e) -> 
     """Compute mean T(x) - log mean exp T(y), whose limit in large samples is <= KL(P || Q); tight at T = log p/q + constant.
 
     on_p, on_q, base: as for `f_divergence_bound`. With P the joint and Q the product of the margins this is MINE's bound on mutual
-    information. Source: Donsker and Varadhan (1983); Belghazi et al. (2018), MINE.
+    information. Source: Donsker and Varadhan (1975); Belghazi et al. (2018), MINE.
 
     Theory: bounds-on-information, augmented-min-max [donsker1975].
     """
@@ -55,7 +55,7 @@ def donsker_varadhan_bound(on_p: Tensor, on_q: Tensor, base: float = math.e) -> 
 def info_nce_bound(scores: Tensor, base: float = math.e) -> Tensor:
     """Compute log K + mean_i [s_ii - logsumexp_j s_ij] <= I(X; Y), in expectation, and <= log K always.
 
-    scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x) + c(x).
+    scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x)/p(y) + c(x), as log p(x|y) is.
     base: unit of the result. Returns a scalar. Source: van den Oord, Li and Vinyals (2018); Poole et al. (2019).
 
     Theory: bounds-on-information [vandenoord2018].

@@ -1,7 +1,8 @@
 """The reference engine: phases executed on Pyro's effect handlers (with ``programs`` and ``draw``, which know them).
 
 ``objective(phase, pair, x)`` returns ``(value, surrogate)``; the gradient of the surrogate along the phase's parameters is
-an unbiased estimate of the gradient of E_under[maximize] - E_against[maximize]. ``step`` runs every phase of a routine.
+an unbiased estimate of the gradient of E_under[maximize] - E_against[maximize], the weights of a tilted expectation and the end
+of a chain held fixed. ``step`` runs every phase of a routine.
 """
 
 from __future__ import annotations

@@ -376,6 +376,28 @@ def test_precision_to_coverage_are_the_double_loops(k):
     )  # none for another
 
 
+def test_equal_distances_of_bits_are_equal_whatever_the_order_of_the_columns():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.bernoulli(torch.linspace(0.02, 0.98, 64).expand(150, 64), generator=generator) for _ in range(2))
+
+    def apart(a, b):  # whole numbers
+        return (a[:, None].long() - b[None].long()).abs().sum(-1)
+
+    k, distances = 5, apart(x, y)
+    inside = distances <= apart(x, x).kthvalue(k + 1).values[:, None]
+    expected = {
+        "precision": inside.any(0).double().mean().item(),
+        "recall": (distances <= apart(y, y).kthvalue(k + 1).values).any(1).double().mean().item(),
+        "density": inside.double().sum(0).mean().item() / k,
+        "coverage": inside.any(1).double().mean().item(),
+    }
+    for columns in (torch.arange(64), torch.arange(64).flip(0), torch.randperm(64, generator=generator)):
+        for unit in (1.0, 1 / 255):
+            found = precision_recall_density_coverage(unit * x[:, columns], unit * y[:, columns], k, groups=None)
+            assert {name: one.value for name, one in found.items()} == pytest.approx(expected, abs=1e-12)
+    assert "more where distances tie" in found["density"].how and found["density"].value > 1.1
+
+
 def test_density_and_coverage_have_their_exact_means():
     seed, runs, n = secrets.randbits(30), 300, 40
     values = []

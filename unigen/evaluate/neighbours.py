@@ -5,7 +5,8 @@ B(x) is the closed ball round a row whose radius reaches its k-th nearest row of
     precision = mean_fake 1[in some B(real)]           recall   = mean_real 1[in some B(fake)]
     density   = mean_fake #{B(real) round it} / k      coverage = mean_real 1[some fake is in B(real)]
 
-For one law on both sides E density = 1 and E coverage = 1 - prod_{j=1..k} (n - j) / (2 n - j), about 1 - 2^-k.
+For one law on both sides E density = 1 and E coverage = 1 - prod_{j=1..k} (n - j) / (2 n - j), about 1 - 2^-k, where no two
+distances are equal; those of binary rows often are, and closed balls then hold more.
 """
 
 import math
@@ -36,11 +37,12 @@ __all__ = [
 ]
 
 AT_ONCE = 1000  # rows of a table of distances at a time
+SLACK = 1e-10  # of the greatest squared norm, by which rounding may part equal squared distances
 
 MEANINGS = {
     "precision": "share of samples among the data's neighbours",
     "recall": "share of data among the samples' neighbours",
-    "density": "data's neighbourhoods round a sample, over k: 1 for the data themselves",
+    "density": "data's neighbourhoods round a sample, over k: 1 for the data's own law, more where distances tie",
     "coverage": "share of data with a sample in their neighbourhood",
 }
 
@@ -104,15 +106,16 @@ def _shares(real: Tensor, fake: Tensor, neighbours: int) -> Tensor:
     """Return precision, recall, density and coverage, (4,)."""
     center = real.mean(0)  # about it the expanded squares of the distances lose fewer digits
     real, fake = real - center, fake - center
-    around_real, around_fake = _radii(real, neighbours), _radii(fake, neighbours)
+    slack = SLACK * torch.cat([real, fake]).square().sum(1).max()
+    around_real, around_fake = (_radii(rows, neighbours).square() + slack for rows in (real, fake))
     counts = torch.zeros(len(fake), dtype=torch.long, device=fake.device)  # of the data's balls round each sample
     recalled, covered = [], []
-    for rows, radii in zip(real.split(AT_ONCE), around_real.split(AT_ONCE), strict=True):
-        distances = torch.cdist(rows, fake)
-        inside = distances <= radii[:, None]
+    for rows, reach in zip(real.split(AT_ONCE), around_real.split(AT_ONCE), strict=True):
+        squares = torch.cdist(rows, fake).square()
+        inside = squares <= reach[:, None]
         counts += inside.sum(0)
         covered.append(inside.any(1))
-        recalled.append((distances <= around_fake).any(1))
+        recalled.append((squares <= around_fake).any(1))
     recall, coverage = torch.cat(recalled).double().mean(), torch.cat(covered).double().mean()
     return torch.stack([(counts > 0).double().mean(), recall, counts.double().mean() / neighbours, coverage])
 

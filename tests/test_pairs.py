@@ -6,6 +6,8 @@ of a kernel, the Metropolis ratio by hand. No test here is statistical.
 
 import itertools
 import math
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -338,17 +341,29 @@ def test_gibbs_leaves_the_machine_invariant(monkeypatch):
     assert not torch.allclose(transition, stationary.expand(8, 8), atol=1e-3)  # one sweep is no independent sample
 
 
-@pytest.mark.parametrize("plated", [True, False], ids=["rows", "one datum"])
-def test_langevin_accepts_by_the_metropolis_ratio(plated, monkeypatch):
-    size = 0.7
+def coupled(x: Tensor, inner: bool = True) -> None:
+    """x of two elements apart, in a plate of their own, and a factor that couples them."""
+    with pyro.plate("data", len(x), dim=-2) if inner else nullcontext():
+        with pyro.plate("elements", 2, dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.factor("tie", -(x.prod(-1, keepdim=True) - 1).square() if inner else -(x.prod() - 1).square())
+
+
+@pytest.mark.parametrize("kind", ["rows", "one datum", "scaled", "masked", "inner plate", "one datum of a plate"])
+def test_langevin_accepts_by_the_metropolis_ratio(kind, monkeypatch):
+    size, plated = 0.7, not kind.startswith("one datum")
     pair = built("affine_coupling", 2, True)
-    if not plated:
-        flowing = pair.model
-
-        def program(x: Tensor) -> None:
-            pyro.sample("x", flowing.distribution(), obs=x)
-
-        pair = Pair(program)
+    flowing = pair.model
+    programs = {
+        "one datum": lambda x: pyro.sample("x", flowing.distribution(), obs=x),
+        "scaled": poutine.scale(flowing, scale=3.0),
+        "masked": lambda x: poutine.mask(flowing, mask=x[:, 0] > 0)(x),
+        "inner plate": coupled,
+        "one datum of a plate": partial(coupled, inner=False),
+    }
+    if kind in programs:
+        program = programs[kind]
+        pair = Pair(lambda x: program(x))
     x, there = torch.randn(40, 2, dtype=DOUBLE), torch.randn(40, 2, dtype=DOUBLE)
     rows = [slice(None)] if plated else list(range(40))
     answers = []
@@ -782,3 +797,12 @@ def test_the_branch_not_taken_leaves_the_gradient_of_f_gan_alone(name: str):
             (expected,) = torch.autograd.grad((2 - 4 * row) * taken[row](alone), alone)
             torch.testing.assert_close(gradient[row], expected, equal_nan=True)
             assert gradient[1 - row].isfinite()
+
+
+# -- one row to start from ---------------------------------------------------------------------------------------------
+
+
+def test_a_start_of_one_row_leaves_finite_weights():
+    row = torch.rand(1, 3)
+    for pair in (mixture(1, row), flow(3, start=row)):
+        assert all(bool(tensor.isfinite().all()) for tensor in (*pair.parameters(), *pair.buffers()))

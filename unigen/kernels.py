@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unigen.engines.draw import Draw
 from unigen.pair import PairError
 
 __all__ = ["Gibbs", "Langevin"]
@@ -64,7 +66,8 @@ class Langevin:
     def _density(self, programs: Any, data: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            sites = programs.run("model", {**data, self.site: leaf}, grad=True)
+            moved = {**data, self.site: leaf}
+            sites, draw = programs.run("model", moved, grad=True), Draw(programs, moved, None, "guide")
             for name, site in sites.items():
                 if not site.observed:
                     raise PairError(
@@ -74,7 +77,9 @@ class Langevin:
                     raise PairError(
                         f"site '{name}' is discrete, where Langevin has no gradient; use the kernel Gibbs()"
                     )
-            density = torch.stack([site.fn.log_prob(site.value) for site in sites.values()]).sum(0)
+            density = reduce(
+                torch.add, [draw.per_datum(site, site.value) for site in sites.values() if not site.weightless]
+            )
             (slope,) = torch.autograd.grad(density.sum(), leaf)
         return density.detach(), slope
 

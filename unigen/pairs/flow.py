@@ -74,5 +74,7 @@ def flow(
     with isolated(seed):
         layers = [build(dimension, hidden_dims=list(hidden)) for _ in range(steps)]
     shift = torch.zeros(dimension) if start is None else start.mean(0)
-    scale = torch.ones(dimension) if start is None else start.std(0).clamp_min(1e-3)
+    scale = torch.ones(dimension)
+    if start is not None:
+        scale = start.std(0, correction=min(1, len(start) - 1)).clamp_min(1e-3)
     return Pair(FlowModel(kind, layers, shift, scale), likelihood="exact")

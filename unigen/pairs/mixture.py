@@ -98,5 +98,10 @@ def mixture(components: int, start: Tensor, *, likelihood: str = "normal", seed:
                 model.loc.copy_(torch.logit(0.25 + 0.5 * rows))
             else:
                 model.loc.copy_(rows)
-                model.log_scale.copy_(start.std(0).clamp_min(SMALLEST_SCALE).log().expand_as(model.log_scale))
+                model.log_scale.copy_(
+                    start.std(0, correction=min(1, len(start) - 1))
+                    .clamp_min(SMALLEST_SCALE)
+                    .log()
+                    .expand_as(model.log_scale)
+                )
     return Pair(model, guide, likelihood="exact")

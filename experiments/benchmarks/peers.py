@@ -99,21 +99,20 @@ def by_hand(compile_it: bool, graph_it: bool = False) -> Callable[[Work, int], R
                     optimizer.step()
 
         def run(n: int) -> None:
-            with torch.device(DEVICE):  # for what the losses draw
-                for _ in range(n):
-                    take(data[at[0] % COUNT])
-                    at[0] += 1
+            for _ in range(n):
+                take(data[at[0] % COUNT])
+                at[0] += 1
 
         take = step
         if graph_it:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.device(DEVICE), torch.cuda.stream(stream):
+            with torch.cuda.stream(stream):
                 for x in data[:3]:
                     step(x)
             torch.cuda.current_stream().wait_stream(stream)
             graph, held = torch.cuda.CUDAGraph(), data[0].clone()
-            with torch.device(DEVICE), torch.cuda.graph(graph):
+            with torch.cuda.graph(graph):
                 step(held)
 
             def take(x: Tensor) -> None:

@@ -305,7 +305,8 @@ def machine(dimension: int, hidden: int) -> Any:
 
 
 @pytest.mark.parametrize(("dimension", "hidden"), [(3, 4), (4, 3), (1, 1), (5, 2)])
-def test_log_z_is_the_sum_over_every_state(dimension, hidden):
+def test_log_z_is_the_sum_over_every_state(dimension, hidden, monkeypatch):
+    monkeypatch.setattr("unigen.pairs.rbm.BLOCK", 3)
     pair = machine(dimension, hidden)
     model, x, h = pair.model, states(dimension), states(hidden)
     energy = x @ model.weight @ h.T + (x @ model.visible)[:, None] + (h @ model.hidden)[None]

@@ -22,6 +22,7 @@ from unigen.streams import isolated
 __all__ = ["BoltzmannMachine", "RestrictedBoltzmann", "rbm"]
 
 MOST_UNITS = 20
+BLOCK = 2**14  # values of the smaller layer that are summed at once
 
 
 class RestrictedBoltzmann(dist.TorchDistribution):
@@ -60,10 +61,12 @@ class RestrictedBoltzmann(dist.TorchDistribution):
             weight, inner, outer = weight.T, outer, inner
         if len(inner) > MOST_UNITS:
             raise ValueError(f"log Z of an RBM enumerates its smaller layer: {len(inner)} units, at most {MOST_UNITS}")
-        codes = torch.arange(2 ** len(inner), device=weight.device)
-        bits = (codes[:, None] >> torch.arange(len(inner), device=weight.device)) & 1
-        bits = bits.to(weight.dtype)
-        return torch.logsumexp(bits @ inner + softplus(bits @ weight + outer).sum(-1), 0)
+        parts = []
+        for codes in torch.arange(2 ** len(inner), device=weight.device).split(BLOCK):
+            bits = (codes[:, None] >> torch.arange(len(inner), device=weight.device)) & 1
+            bits = bits.to(weight.dtype)
+            parts.append(torch.logsumexp(bits @ inner + softplus(bits @ weight + outer).sum(-1), 0))
+        return torch.logsumexp(torch.stack(parts), 0)
 
 
 class BoltzmannMachine(PyroModule):

@@ -1,5 +1,6 @@
 """The classifier, what samples cover of classes and modes, and nearest rows: by hand, by double loops and known laws."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from scipy.stats import binom
 from sklearn.datasets import load_digits
 
+from unigen.data import load
 from unigen.evaluate import labelled_coverage, mixture_coverage, mixture_metrics, nearest_rows, train_classifier
 from unigen.evaluate.coverage import share_figure
+from unigen.evaluate.sample_metrics import sample_metrics
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -108,6 +111,16 @@ def test_labelled_coverage_by_hand():
     against = labelled_coverage(rows, FirstColumn(), 4, labels)["class_kl"]
     assert against.value == pytest.approx(0.25 * math.log(2), abs=1e-12) and against.n_real == 100
     assert against.standard_error > 0
+
+
+def test_a_dataset_has_the_classes_of_its_labels_or_those_that_the_classifier_finds():
+    plane = load("moons")
+    rows = (torch.arange(100) % 2)[:, None].expand(100, 2).float()
+    labelled = dataclasses.replace(plane, test=rows, test_labels=rows[:, 0].long())
+    for dataset in (labelled, dataclasses.replace(labelled, test_labels=None)):
+        found = sample_metrics(dataset, rows[:40], classifier=FirstColumn(), quick=True, permutations=None, groups=None)
+        assert (found["classes"].value, found["classes"].units) == (2, "of 2")
+        assert found["class_kl"].value == pytest.approx(0, abs=1e-12)
 
 
 def test_a_class_is_covered_from_one_tenth_of_its_share():

@@ -24,7 +24,7 @@ from unigen.evaluate.scores import (
 
 __all__ = ["leading_distance", "sample_metrics"]
 
-CLASSES = 10  # of every labelled dataset
+LENET_CLASSES = 10
 QUICK_ROWS = 1000  # of distances between rows, whose cost is quadratic
 MOST_FOR_EXACT_TRANSPORT = 1000  # the network simplex takes about n^3 operations for each group of the jackknife
 
@@ -77,8 +77,11 @@ def sample_metrics(
         found["inception_score_of_data"] = of_data
     classifier = classifier or features.classifier
     if classifier is not None:
-        by = said if classifier is features.classifier else "own classifier"
-        found |= labelled_coverage(fake, classifier, CLASSES, features=by, groups=groups, seed=seed)
+        theirs = classifier is features.classifier
+        by, classes = (
+            (said, LENET_CLASSES) if theirs else ("own classifier", _classes(dataset, classifier, fake.device))
+        )
+        found |= labelled_coverage(fake, classifier, classes, features=by, groups=groups, seed=seed)
     means = getattr(dataset.density, "means", None)
     if means is not None:
         std: float = dataset.density.std  # type: ignore[union-attr]
@@ -86,6 +89,12 @@ def sample_metrics(
     if not quick:
         found["memorization"] = memorization(real, fake, dataset.train.to(fake), features=plain)
     return found
+
+
+def _classes(dataset: Dataset, classifier: Predictor, device: torch.device) -> int:
+    """Return how many classes a dataset's labels have, or those that a classifier finds in its test rows where it has none."""
+    known = [labels for labels in (dataset.train_labels, dataset.test_labels) if labels is not None and len(labels)]
+    return 1 + max(int(labels.max()) for labels in known or [classifier.predict(dataset.test.to(device))])
 
 
 @torch.no_grad()

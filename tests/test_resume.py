@@ -88,6 +88,17 @@ def test_a_budget_of_seconds_goes_on_where_it_was(tmp_path):
     assert again.step == state.step and repeated.seconds == history.seconds
 
 
+def test_each_process_of_a_run_compiles_and_none_is_counted(tmp_path):
+    settings = {"checkpoints": tmp_path, "engine": "xla", "record_every": 1, "checkpoint_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run("vae", callbacks=[stop_at(5)], **settings)
+    state, history = run("vae", 1, **settings)
+    assert history.notes == ["resumed at step 3"] and history.untimed == 2
+    assert history.seconds[0] == 0 and history.seconds[3] == history.seconds[2] < history.seconds[4]
+    again, repeated = run("vae", 2, **settings)
+    assert repeated.compiling == history.compiling > 0 and repeated.seconds == history.seconds and repeated.untimed == 2
+
+
 def test_asked_to_end_a_run_saves_and_goes_on_later_to_the_same_bits(tmp_path):
     start = capture_streams()
     state, _ = run("reweighted wake-sleep")

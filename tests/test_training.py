@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import time
 
 import pyro
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from unigen import PHI, THETA, Phase, Sleep, Wake, fit, routines
 from unigen.data import Loader, load
+from unigen.engines import engine_named
 from unigen.networks import networks
 from unigen.objectives import log_p, log_q
 from unigen.optimizers import Falling, optimizers_for
@@ -43,6 +46,28 @@ def test_a_budget_of_steps_is_kept_and_recorded(digits):
 def test_a_budget_of_seconds_ends(digits):
     state, _ = fit(Loader(digits, 64), routines.vae, small(), seconds=0.2, progress=False)
     assert state.step > 0
+
+
+@pytest.mark.parametrize("engine", ("eager", "compiled", "xla"))
+def test_what_compiles_is_no_part_of_a_budget_of_seconds(digits, engine, interpreted, monkeypatch):
+    module, shapes = engine_named(engine), set()
+    original = module.advance
+
+    def slow(phases, pair, optimizers, batches, rates):
+        new = {len(batch[0]) for batch in batches} - shapes
+        shapes.update(new)
+        time.sleep(0.6 * len(new) + 0.02 * len(batches))
+        return original(phases, pair, optimizers, batches, rates)
+
+    monkeypatch.setattr(module, "advance", slow)
+    data = dataclasses.replace(digits, train=digits.train[:90], train_labels=digits.train_labels[:90])
+    settings = {"seconds": 0.5, "engine": engine, "record_every": 1, "progress": False}
+    state, history = fit(Loader(data, 60), routines.vae, small(), **settings)  # batches of 60 and 30 rows
+    if engine == "eager":
+        assert state.step == 1 and history.seconds[-1] >= 0.6 and history.compiling == history.untimed == 0
+    else:
+        assert state.step > 2 and history.seconds[-1] >= 0.5 and history.seconds[0] == 0
+        assert history.untimed in (1, 2) and history.compiling >= 1.2
 
 
 def test_records_are_means_over_the_steps_between_them(digits):

@@ -97,10 +97,12 @@ def train(planned: Plan, runs: list[Ready], progress: bool) -> list[Any]:
 
 def _trained(state: State, history: History) -> dict[str, Any]:
     spent = history.seconds[-1] if history.seconds else 0.0
+    timed = state.step - history.untimed
     return {
         "steps": state.step,
         "seconds": spent,
-        "seconds_per_step": spent / max(1, state.step),
+        "seconds_per_step": spent / timed if timed else None,
+        "seconds_compiling": history.compiling,
         "notes": history.notes,
     }
 

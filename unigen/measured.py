@@ -45,6 +45,7 @@ POSTERIOR = {
     "Pareto k-hat, median": 0,
     "Pareto k-hat, share over 0.7": 0,
 }
+TIMES = {"seconds_per_step": "time per step", "seconds": "time in total", "seconds_compiling": "time to compile"}
 OF_DATA = "inception score of data"
 PLAIN = ("pixels", "coordinates")
 Key = tuple[str, str, str]
@@ -145,8 +146,9 @@ def _legacy(run: Run) -> Iterable[Measured]:
 
 
 def _times(run: Run) -> Iterable[Measured]:
-    for name in ("seconds_per_step", "seconds"):
-        if (value := as_number(run.result.get(name))) is not None:
+    for name in TIMES:
+        value = as_number(run.result.get(name))
+        if value is not None and (value or name != "seconds_compiling"):
             yield Measured((name, "time", ""), run.slug, run.seed, value)
 
 
@@ -156,7 +158,7 @@ def order(key: Key) -> tuple[int, str, str, str]:
     if name == "log_likelihood":
         return {"exact": -3, "bound": -2}.get(kind, -1), kind, how, ""
     if kind == "time":
-        return 900 + len("seconds_per_step") - len(name), "", "", ""
+        return 900 + list(TIMES).index(name), "", "", ""
     names = [*POSTERIOR, *SAMPLES, *LEGACY]
     return names.index(name) if name in names else len(names), name, kind, how
 
@@ -170,7 +172,7 @@ def headed(key: Key) -> tuple[str, int]:
         words = f"log-likelihood ({kind or 'kind not said'})"
         return {"exact": "exact log-likelihood", "bound": bound}.get(kind, words), 1
     if kind == "time":
-        return ("time per step" if name == "seconds_per_step" else "time in total"), 0
+        return TIMES[name], 0
     if not kind:
         return LEGACY.get(name, (name.replace("_", " "), 0))
     return name, (POSTERIOR | SAMPLES).get(name, 0)

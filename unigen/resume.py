@@ -72,13 +72,13 @@ class Keeper:
         """Save a checkpoint of this step, unless it has one."""
         if self.latest == state.step:
             return
-        rows = {name: getattr(history, name) for name in _RECORDS}
+        rows = {name: getattr(history, name) for name in (*_RECORDS, *_TIMES)}
         loop = {"spent": spent, "total": total, "count": count, "stopped": stopped}
         self.kept.save(state.step, capture(state) | {"history": rows, "loop": loop, "environment": self.environment})
         self.latest = state.step
 
 
-_RECORDS = ("steps", "seconds", "values", "notes")
+_RECORDS, _TIMES = ("steps", "seconds", "values", "notes"), ("compiling", "untimed")
 
 
 def _restore(found: Checkpoint, state: State, history: History) -> None:
@@ -86,6 +86,7 @@ def _restore(found: Checkpoint, state: State, history: History) -> None:
     content = found.content
     records, loop = content["history"], content["loop"]
     steps, seconds, values, notes = (records[name] for name in _RECORDS)
+    compiling, untimed = (records.get(name, 0) for name in _TIMES)  # earlier versions have none
     rows = [len(history.phases)] * len(steps)
     spent, count = loop["spent"], loop["count"]
     good = (
@@ -93,9 +94,9 @@ def _restore(found: Checkpoint, state: State, history: History) -> None:
         and all(type(step) is int for step in steps)
         and all(isinstance(note, str) for note in notes)
         and [len(row) for row in values] == rows
-        and all(math.isfinite(number) for row in [seconds, [spent], *values] for number in row)
+        and all(math.isfinite(number) for row in [seconds, [spent, compiling], *values] for number in row)
         and len(seconds) == len(steps)
-        and type(count) is int
+        and type(count) is type(untimed) is int
         and type(loop["stopped"]) is bool
         and (loop["total"] is None or loop["total"].shape == (len(history.phases),))
         and isinstance(content["environment"], dict)
@@ -106,6 +107,7 @@ def _restore(found: Checkpoint, state: State, history: History) -> None:
     restore(content, state)
     for name in _RECORDS:
         setattr(history, name, records[name])
+    history.compiling, history.untimed = compiling, untimed
 
 
 def _data(loader: Any) -> Any:

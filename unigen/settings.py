@@ -29,7 +29,7 @@ class Common:
     epochs: int | None = None
     """Budget of each run in passes over the training data, instead of steps."""
     seconds: float | None = None
-    """Budget of each run in seconds of training, instead of steps."""
+    """Budget of each run in seconds of training, instead of steps. Compilation is not counted."""
     pair: str = "auto"
     """The model family: latent, deep_latent, sigmoid_belief, mixture, adversarial, rbm, flow; auto takes each routine's own."""
     networks: str = "mlp"

@@ -22,7 +22,7 @@ from unigen.checkpoints import Checkpoints
 from unigen.failures import OWN
 from unigen.pair import Pair
 from unigen.phases import Phase, Routine
-from unigen.training import Callback, History, Interrupted, State, Wanted, course
+from unigen.training import Callback, History, Interrupted, State, Wanted, course, programs
 
 __all__ = ["Lane", "fit_together"]
 
@@ -44,7 +44,7 @@ class _Course:
     """A course under its own random stream."""
 
     def __init__(self, lane: Lane, routine: Routine | Iterable[Phase], settings: dict[str, Any]) -> None:
-        self.running: Generator[Wanted, tuple[Tensor, float], tuple[State, History]] = course(
+        self.running: Generator[Wanted, tuple[Tensor, float, bool], tuple[State, History]] = course(
             lane.loader,
             routine,
             lane.pair,
@@ -68,11 +68,14 @@ class _Course:
         yield
         self.stream = torch.get_rng_state()
 
-    def go_on(self, values: Tensor | None = None, taken: float = 0.0) -> None:
+    def go_on(self, values: Tensor | None = None, taken: float = 0.0, compiled: bool = False) -> None:
         """Go on to what is wanted next, or to the end."""
         with self.drawing():
             try:
-                self.wanted = next(self.running) if values is None else self.running.send((values, taken))
+                if values is None:
+                    self.wanted = next(self.running)
+                else:
+                    self.wanted = self.running.send((values, taken, compiled))
                 return
             except StopIteration as end:
                 self.ended = end.value
@@ -142,6 +145,7 @@ def fit_together(
                 fillers.append(copy.deepcopy(pairs[0]))
             pairs += fillers[: lanes_wide - len(pairs)]
             filled = [*range(len(group)), *[0] * (lanes_wide - len(group))]
+            made = sum(programs(pair) for pair, _ in pairs)
             rates = None if wanted[0].rates is None else [wanted[i].rates or [] for i in filled]
             values = advance_many(
                 phases,
@@ -152,8 +156,9 @@ def fit_together(
                 keys=[keys[i] for i in filled],
             )
             taken, asked[0] = (time.perf_counter() - began) / len(group), interrupted()
+            compiled = sum(programs(pair) for pair, _ in pairs) > made
             for each, mine in zip(group, values[: len(group)], strict=True):
-                each.go_on(mine, taken)
+                each.go_on(mine, taken, compiled)
             stopped = [each.stopped for each in courses if each.stopped is not None]
             if stopped:
                 raise stopped[0]

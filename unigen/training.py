@@ -35,6 +35,7 @@ __all__ = [
     "Wanted",
     "course",
     "fit",
+    "programs",
 ]
 
 
@@ -58,6 +59,9 @@ class History:
     """One row a record: the step, the seconds spent in training so far, and the mean value of each phase since the last.
 
     ``notes`` say where the run was resumed, which checkpoints were rejected and why, and whether the environment differed.
+    ``compiling``: the seconds in which an engine captured and compiled, in all processes that the run has had: what a call
+    with a batch of a new shape took beyond the pace of those before. They are no part of ``seconds``; ``untimed``: nor are this
+    many steps, the first of each process.
     """
 
     phases: list[str]
@@ -65,6 +69,8 @@ class History:
     seconds: list[float] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    compiling: float = 0.0
+    untimed: int = 0
 
 
 Callback = Callable[[State, History], None]
@@ -129,8 +135,8 @@ def fit(
 
     ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches, such as a ``DataLoader`` of
     torch's. ``optimizers``: by group, default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at
-    least one is needed; seconds count training alone, not callbacks. ``schedule(lr, progress)``: the learning rate at a fraction
-    of the budget.
+    least one is needed; seconds count training alone, neither callbacks nor compilation (``history.compiling``).
+    ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
     ``average``: d in [0, 1), keeps running averages w̄ <- d w̄ + (1 - d) w of the weights (``unigen.averages``).
     The history gets a record every ``record_every`` steps (default 1/200 of the budget) and one at the end. ``callbacks``:
     called with ``(state, history)`` after each record, or, where ``callback_every`` is a multiple of ``record_every``, after
@@ -172,13 +178,13 @@ def fit(
         try:
             wanted = next(running)
             while True:
-                began = time.perf_counter()
+                began, made = time.perf_counter(), programs(pair)
                 try:
                     values = advance(phases, wanted.state.pair, wanted.state.optimizers, wanted.batches, wanted.rates)
                 except (ValueError, RuntimeError, ArithmeticError) as error:
                     wanted = running.throw(error)
                 else:
-                    wanted = running.send((values, time.perf_counter() - began))
+                    wanted = running.send((values, time.perf_counter() - began, programs(pair) > made))
         except StopIteration as ended:
             result: tuple[State, History] = ended.value
             return result
@@ -212,8 +218,9 @@ def course(
     resume: bool = True,
     interrupted: Callable[[], bool] = lambda: False,
     progress: bool | str = True,
-) -> Generator[Wanted, tuple[Tensor, float], tuple[State, History]]:
-    """Run ``fit`` without its engine: yield what is wanted, be sent the values (steps, phases) and the seconds they took."""
+) -> Generator[Wanted, tuple[Tensor, float, bool], tuple[State, History]]:
+    """Run ``fit`` without its engine: yield what is wanted, be sent the values (steps, phases), the seconds that they took, and
+    whether the engine compiled something in them."""
     if steps is None and seconds is None:
         raise ValueError("fit needs a budget: steps=... or seconds=...")
     if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
@@ -274,21 +281,27 @@ def course(
                 falling = [[schedule(lr, fraction) for lr in rates] for fraction in fractions]
             prepared = time.perf_counter() - began
             try:
-                values, taken = yield Wanted(state, batches, falling)
+                values, taken, compiled = yield Wanted(state, batches, falling)
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 watch.failed(state, error, batches)
                 raise
             watch(state, values, batches)
-            first, state.step, pace = state.step, state.step + ahead, taken / ahead
+            first, state.step, cost = state.step, state.step + ahead, prepared + taken
+            if compiled:
+                history.compiling += cost - min(cost, pace * ahead)
+                history.untimed += 0 if pace else ahead
+                cost = min(cost, pace * ahead)
+            else:
+                pace = taken / ahead
             while len(values):  # up to the next record
                 rows = _until_next(state.step - len(values), len(values), steps, every)
                 total, count, values = _plus(total, values[:rows]), count + rows, values[rows:]
                 step = state.step - len(values)
                 if step % every == 0 or step == steps:
                     watch.settle()
-                    _record(history, step, spent + (prepared + taken) * (step - first) / ahead, total / count)
+                    _record(history, step, spent + cost * (step - first) / ahead, total / count)
                     total, count = None, 0
-            spent += prepared + taken
+            spent += cost
             bar.update(ahead)
             if history.values:
                 bar.set_postfix_str(" ".join(f"{value:.4g}" for value in history.values[-1]), refresh=False)
@@ -310,6 +323,12 @@ def course(
     if keeper is not None:
         keeper.save(state, history, spent, None, 0, stopped)
     return state, history
+
+
+def programs(pair: Pair) -> int:
+    """Return how much the engines have made of a pair: one compiles in a call in which this grows."""
+    made = {key: part for key, part in pair.compiled.items() if key != "xla parameters"}  # those are only looked up again
+    return sum(len(part) if isinstance(part, dict) else 1 for part in made.values())
 
 
 def _check_kinds(state: State) -> None:

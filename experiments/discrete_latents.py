@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from published import Claim, Examination, Published, Study, command_line, publish
+from published import Claim, Examination, Published, Study, command_line, named, publish
 
 from unigen.settings import Settings, UsageError
 
@@ -90,7 +90,7 @@ def studies_of(options: Options) -> list[Study]:
     """Return one comparison for each network."""
     if not options.routines or not options.networks:
         raise UsageError("--routines and --networks want at least one; got nothing")
-    studies = []
+    routines, studies = named(options.routines), []
     for name in dict.fromkeys(options.networks):
         widths = name.split("-")
         if not all(width.isascii() and width.isdigit() and int(width) for width in widths):
@@ -98,7 +98,7 @@ def studies_of(options: Options) -> list[Study]:
         settings = Settings(
             data=options.data, data_root=options.data_root, pair="sigmoid_belief", layers=tuple(map(int, widths)),
             binarization=None if options.data == "binarized_mnist" else "static",
-            routines=options.routines, seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
+            routines=routines, seeds=options.seeds, epochs=options.epochs, batch_size=options.batch_size,
             learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
             particles=50, test_size=250, evaluations=5, engine=options.engine, device=options.device,
         )  # fmt: skip
@@ -130,7 +130,8 @@ def claims_of(studies: list[Study]) -> list[Claim]:
 def main(options: Options, command: str) -> int:
     """Train, examine, print and write the table; return the exit code."""
     studies = studies_of(options)
-    base = "wake_sleep" if "wake_sleep" in options.routines else options.routines[0]
+    routines = studies[0].settings.routines
+    base = "wake_sleep" if "wake_sleep" in routines else routines[0]
     examination = Examination(options.particles, options.test_size)
     return publish(NAME, command, options, studies, examination, claims_of(studies), lambda _: base)
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from published import Claim, Examination, Published, Study, command_line, publish
+from published import Claim, Examination, Published, Study, command_line, named, publish
 
 from unigen.routines import by_name
 from unigen.settings import Settings, UsageError
@@ -93,15 +93,12 @@ def routines_of(options: Options) -> tuple[str, ...]:
     ('vae', 'vae(5)', 'iwae(5)')
     """
     if not options.routines:
-        return tuple(name for k in options.k for name in (("vae",) if k == 1 else (f"vae({k})", f"iwae({k})")))
-    try:
-        found = [by_name(text) for text in options.routines]
-    except ValueError as error:
-        raise UsageError(f"--routines: {error}") from None
-    for routine in found:
-        if routine.name.partition("(")[0] not in ("vae", "iwae"):
-            raise UsageError(f"--routines wants vae and iwae, with settings; got {routine.name!r:.80}")
-    return tuple(routine.name for routine in found)
+        return named([name for k in options.k for name in (("vae",) if k == 1 else (f"vae({k})", f"iwae({k})"))])
+    found = named(options.routines)
+    for name in found:
+        if name.partition("(")[0] not in ("vae", "iwae"):
+            raise UsageError(f"--routines wants vae and iwae, with settings; got {name!r:.80}")
+    return found
 
 
 def samples_of(routine: str) -> int:
@@ -128,7 +125,7 @@ def studies_of(options: Options) -> list[Study]:
     if min(options.k, default=0) < 1:
         raise UsageError(f"--k is at least 1; got {min(options.k, default='nothing')}")
     studies = []
-    for layers in options.layers:
+    for layers in dict.fromkeys(options.layers):
         if layers not in LAYERS:
             raise UsageError(f"--layers wants 1 or 2 stochastic layers; got {layers}")
         settings = Settings(

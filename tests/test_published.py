@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import discrete_latents
@@ -16,6 +17,7 @@ from published.tables import above, claims_table, difference, results_table
 from unigen.data import spread
 from unigen.settings import Settings
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TINY = [
     "--data",
     "digits",
@@ -176,6 +178,35 @@ def test_a_wrong_option_is_refused_in_one_sentence(script, extra, said, tmp_path
     assert script(tmp_path, *extra) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_directory_of_other_settings_is_refused_by_the_name_of_its_option(uncut, capsys):
+    assert discrete(uncut, "--epochs", "2") == 2
+    assert f"--directory: {uncut / 'runs' / '6'} holds another comparison, whose epochs is 1" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_readme_do_not_share_a_directory():
+    lines = [line for line in README.splitlines() if re.match(r"python experiments/\w+\.py .*", line)]
+    places: dict[str, set[str]] = {}
+    for script in ("discrete_latents", "importance_weighting"):
+        own = [line for line in lines if f"/{script}.py" in line]
+        places[script] = {(re.findall("--directory (\\S+)", line) or [f"runs/{script}"])[0] for line in own}
+        assert len(places[script]) == len(own) > 1
+    assert not places["discrete_latents"] & places["importance_weighting"]
+
+
+def test_a_routine_is_known_by_its_name_however_it_is_written_and_is_trained_once(uncut, capsys):
+    written = ["--routines", "wake_sleep", "vimco(k=2)", "vimco( 2 )", "--no-train"]
+    capsys.readouterr()
+    assert discrete(uncut, *written) == 0
+    said = capsys.readouterr().out
+    assert "| 6, 1 epoch | `vimco(2)` | 2 |" in said and "k=2" not in said.split("\n\n", 1)[1]
+    options = importance_weighting.Options(layers=(2, 2, 1), k=(1, 5, 5, 1))
+    studies = importance_weighting.studies_of(options)
+    assert [study.name for study in studies] == ["layers-2", "layers-1"]
+    assert studies[0].settings.routines == ("vae", "vae(5)", "iwae(5)")
+    options = importance_weighting.Options(routines=("iwae(5)", "iwae(k=5)"))
+    assert importance_weighting.routines_of(options) == ("iwae(5)",)
 
 
 def test_results_that_cannot_be_written_are_refused_before_training(tmp_path, capsys):

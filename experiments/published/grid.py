@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from unigen.evaluate import active_units, log_likelihood
 from unigen.networks import fingerprint
 from unigen.planning import Plan, build_pair, plan
 from unigen.runs import load_weights
-from unigen.settings import Settings
+from unigen.settings import Settings, UsageError
 
 __all__ = ["Examination", "Published", "Record", "Study", "carry_out"]
 
@@ -114,7 +115,10 @@ def carry_out(
     known = {record.run for record in recorded}
     planned: list[Plan] = []
     for study in studies:
-        found = plan(dataclasses.replace(study.settings, out=str(directory / study.name)), command)
+        try:
+            found = plan(dataclasses.replace(study.settings, out=str(directory / study.name)), command)
+        except UsageError as error:  # the script has an --out of its own
+            raise UsageError(re.sub("^--out ", "--directory: ", str(error))) from None
         same = [other.dataset for other in planned if other.dataset.fingerprint == found.dataset.fingerprint]
         planned.append(dataclasses.replace(found, dataset=same[0]) if same else found)
     seeds = studies[0].settings.seeds

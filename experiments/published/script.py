@@ -21,16 +21,29 @@ from unigen.environment import environment
 from unigen.failures import failure
 from unigen.figures import number
 from unigen.lock import DirectoryInUse
+from unigen.routines import by_name
 from unigen.settings import UsageError
 from unigen.signals import asked_to_end
 
-__all__ = ["command_line", "publish"]
+__all__ = ["command_line", "named", "publish"]
 
 
 PLACES = ("directory", "out", "data_root")
 SILENT = ("train", "progress", "recorded", "device", "together")  # options that no figure depends on, like the places
 # options that choose runs, and change none
 CELLS = ("seeds", "networks", "routines", "layers", "k")
+
+
+def named(routines: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that routines have in records, each once; ``UsageError`` for a text that is no routine.
+
+    >>> named(["vimco(k=5)", "vimco( 5 )", "nvil"])
+    ('vimco(5)', 'nvil')
+    """
+    try:
+        return tuple(dict.fromkeys(by_name(text).name for text in routines))
+    except ValueError as error:
+        raise UsageError(f"--routines: {error}") from None
 
 
 def publish(

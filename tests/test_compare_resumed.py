@@ -253,6 +253,21 @@ def test_what_a_killed_process_was_writing_is_removed(undisturbed, tmp_path):
     assert not left.exists()
 
 
+def test_a_comparison_that_was_killed_while_it_wrote_its_configuration_begins_anew(undisturbed, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "lock").touch()
+    (out / ".config.json.123.tmp").write_bytes(b"half")
+    assert start(out) == 0 and written(out) == written(undisturbed)
+    assert not list(out.rglob(".*.tmp"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".notes.tmp").write_text("precious")
+    assert (
+        start(other) == 2 and "not empty" in capsys.readouterr().err and list(other.iterdir()) == [other / ".notes.tmp"]
+    )
+
+
 def test_another_comparison_or_another_process_in_the_directory_is_refused(undisturbed, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(undisturbed, out)

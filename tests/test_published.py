@@ -170,7 +170,7 @@ def test_the_table_of_importance_weighting(tmp_path):
         (weighting, ["--k", "0", "5"], "--k is at least 1; got 0"),
         (weighting, ["--routines", "iwea(5)"], "did you mean 'iwae'"),
         (weighting, ["--routines", "wake_sleep"], "--routines wants vae and iwae, with settings; got 'wake_sleep'"),
-        (weighting, ["--learning-rate", "nan"], "learning-rate must lie between 0 and 10; got nan"),
+        (weighting, ["--learning-rate", "nan"], "learning-rate must be above 0, and at most 10; got nan"),
         (weighting, ["--device", "cude"], "did you mean 'cuda'"),
     ],
 )

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from unigen.arms import Ready, together, train
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Dataset
-from unigen.durable import write_json, write_whole
+from unigen.durable import LEFT, write_json, write_whole
 from unigen.evaluate import Examination, Figure, Protocol, evaluate, features_of, reconstruct, train_classifier
 from unigen.evaluate.classifier import Predictor
 from unigen.failures import OWN, failure, hint
@@ -53,10 +53,10 @@ def compare(planned: Plan, described: dict[str, Any], progress: bool = True) -> 
 
 def _compare(planned: Plan, described: dict[str, Any], progress: bool) -> list[dict[str, Any]]:
     directory = planned.directory
+    for left in [*directory.glob(LEFT), *directory.glob(f"*/seed-*/{LEFT}")]:  # by a process that was killed
+        left.unlink(missing_ok=True)
     if not (directory / "config.json").exists():
         write_json(directory / "config.json", described)
-    for left in directory.glob("*/seed-*/.*.tmp"):  # by a process that was killed
-        left.unlink(missing_ok=True)
     runs = [
         (arm, seed, directory / arm.slug / f"seed-{seed}") for seed in planned.settings.seeds for arm in planned.arms
     ]

@@ -10,7 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append", "put", "sync", "write_json", "write_whole"]
+__all__ = ["LEFT", "append", "put", "sync", "write_json", "write_whole"]
+
+LEFT = ".*.[0-9]*.tmp"
+"""What the files are called, as a pattern of names, that ``write_whole`` leaves where the process is killed."""
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -163,7 +163,7 @@ def check_bounds(settings: Settings) -> None:
             if kind.base not in (int, float) or (low <= entry <= high and (low or kind.base is int or entry)):
                 continue
             if "rate" in name:
-                raise UsageError(f"{option} must lie between 0 and 10; got {entry}")
+                raise UsageError(f"{option} must be above 0, and at most 10; got {entry}")
             must = "must be positive" if low or kind.base is float else "must not be negative"
             raise UsageError(f"{option} {must}, and at most {high:.0f}; got {entry!r:.80}")
         if kind.many and len(value) > _LONGEST[name]:

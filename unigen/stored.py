@@ -9,9 +9,11 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from unigen.durable import LEFT
 from unigen.settings import Settings, UsageError, settings_of
 
 __all__ = ["check_confined", "check_data", "check_path", "check_readable", "check_same", "read_comparison"]
@@ -103,7 +105,7 @@ def check_same(directory: Path, settings: Settings, fingerprint: str) -> None:
     if not directory.is_dir():
         raise UsageError(f"--out {directory} is a file; name a directory")
     check_confined(directory)
-    if {path.name for path in directory.iterdir()} <= {"lock"}:
+    if all(path.name == "lock" or fnmatch(path.name, LEFT) for path in directory.iterdir()):
         return
     if not (directory / "config.json").is_file():
         raise UsageError(f"--out {directory} exists and is not empty; name a new directory")

@@ -327,7 +327,7 @@ def course(
 
 def programs(pair: Pair) -> int:
     """Return how much the engines have made of a pair: one compiles in a call in which this grows."""
-    made = {key: part for key, part in pair.compiled.items() if key != "xla parameters"}  # those are only looked up again
+    made = {key: part for key, part in pair.compiled.items() if key != "xla parameters"}  # which are looked up anew
     return sum(len(part) if isinstance(part, dict) else 1 for part in made.values())
 
 

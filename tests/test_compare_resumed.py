@@ -96,6 +96,7 @@ OUTSIDE = {
     "memory of torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     "memory of the CPU": NO_MEMORY,
     "memory of the CPU, for a phase": caused(PairError("phase 1 cannot run on this data"), NO_MEMORY),
+    "memory of torch, for a site": PairError("site 'z': CUDA out of memory. Tried to allocate 20.00 MiB."),
     "memory of XLA": JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
 }
 OWN = {

@@ -20,7 +20,7 @@ OWN = (ValueError, ArithmeticError, RuntimeError)
 
 _OUTSIDE = (OSError, MemoryError, CheckpointError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", OSError))
 
-_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "allocate memory")
+_NO_MEMORY = ("resource_exhausted", "out of memory", "allocate memory")
 
 
 def outside(error: Exception) -> bool:
@@ -48,7 +48,8 @@ def hint(result: dict[str, Any], folder: Path) -> str:
 def out_of_memory(error: BaseException | None) -> bool:
     """Return whether an error, or one that it came from, is a refusal of memory, by Python, torch or XLA."""
     while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        said = str(error).lower()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY):
             return True
         error = error.__cause__
     return False

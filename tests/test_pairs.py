@@ -6,6 +6,7 @@ of a kernel, the Metropolis ratio by hand. No test here is statistical.
 
 import itertools
 import math
+import sys
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -306,7 +307,7 @@ def machine(dimension: int, hidden: int) -> Any:
 
 @pytest.mark.parametrize(("dimension", "hidden"), [(3, 4), (4, 3), (1, 1), (5, 2)])
 def test_log_z_is_the_sum_over_every_state(dimension, hidden, monkeypatch):
-    monkeypatch.setattr("unigen.pairs.rbm.BLOCK", 3)
+    monkeypatch.setattr(sys.modules["unigen.pairs.rbm"], "BLOCK", 3)
     pair = machine(dimension, hidden)
     model, x, h = pair.model, states(dimension), states(hidden)
     energy = x @ model.weight @ h.T + (x @ model.visible)[:, None] + (h @ model.hidden)[None]

@@ -163,6 +163,26 @@ def test_weights_in_pieces_are_as_many(monkeypatch):
     assert weights.shape == (7, 5) and (weights - line.exact(x)).abs().max() < 1e-10
 
 
+def test_a_wide_layer_bounds_a_piece_as_wide_data_do(monkeypatch):
+    """Weights (K, N) whose model goes through 500 units: no tensor is larger than the most values, but for one particle's."""
+    line = Line()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            wide = z[..., None].expand(*z.shape, 250) + 0.0
+            sizes.append(wide.numel())
+            pyro.sample("x", dist.Normal(wide.mean(-1) @ line.a.T, 1.0).to_event(1), obs=x)
+
+    sizes, x = [], torch.randn(200, 3, dtype=torch.float64)
+    guide = Pair(Line(), ExactGuide(Line())).guide
+    for most, particles in ((40_000, 10), (2_000_000, 20)):
+        monkeypatch.setattr(likelihood_module, "MOST_VALUES_AT_ONCE", most)
+        sizes.clear()
+        assert log_importance_weights(Pair(model, guide), x, particles).shape == (particles, 200)
+        assert max(sizes) == max(most // (200 * 500), 1) * 200 * 500
+
+
 def tables(pair):
     """Return log p(x) of every x of a belief network of 4, 3 and 2 bits, by sums written out."""
     bits = {size: torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * size) for size in (4, 3, 2)}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta, Unit
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
@@ -45,8 +46,8 @@ __all__ = [
     "warning_of_factors",
 ]
 
-# numbers of data space evaluated in one piece: what lies near the cache of a processor is the fastest there, and on a GPU
-# memory is the bound
+# numbers of the largest tensor of one piece: what lies near the cache of a processor is the fastest there, and on a GPU memory
+# is the bound
 MOST_VALUES_AT_ONCE, ON_A_GPU = 2**21, 2**27
 
 
@@ -138,7 +139,7 @@ def _check_spread(site: Site, prior: Site) -> None:
 
 def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
     rows = rows_of(pair, data)
-    at_once = max(1, min(particles, _most(data) // _numbers(data)))
+    at_once = max(1, min(particles, _most(data) // _numbers(pair, data)))
     parts = []
     for done in range(0, particles, at_once):
         now = min(at_once, particles - done)
@@ -147,8 +148,27 @@ def _log_weights(pair: Pair, data: dict[str, Any], particles: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _numbers(data: dict[str, Any]) -> int:
-    return max((value.numel() for value in data.values() if isinstance(value, Tensor)), default=1)
+class _Largest(TorchFunctionMode):
+    """How many numbers the largest tensor has that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def _numbers(pair: Pair, data: dict[str, Any]) -> int:
+    """Return how many numbers the largest tensor has that one particle of these data takes: the data, or a wide layer."""
+    given = max((value.numel() for value in data.values() if isinstance(value, Tensor)), default=1)
+    some = pieces_of(pair, data, 100)[0]
+    with isolated(0, device_of(data)), _Largest() as largest:
+        log_weight(draw(Wake(), Programs(pair), some))
+    return max(given, largest.numbers * rows_of(pair, data) // rows_of(pair, some))
 
 
 def _most(data: dict[str, Any]) -> int:
@@ -233,7 +253,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")
-            rows = max(1, rows_of(pair, data) * _most(data) // max(64, count) // _numbers(data))
+            rows = max(1, rows_of(pair, data) * _most(data) // max(64, count) // _numbers(pair, data))
             pieces = [log_evidence(draw(Enumerate(), Programs(pair), piece)) for piece in pieces_of(pair, data, rows)]
     except PairError as error:
         raise Refused(str(error)) from None

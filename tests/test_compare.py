@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
+from unigen.arms import _budget
 from unigen.cli import main, routines_markdown
 from unigen.evaluate import Protocol, evaluate, features_of, log_likelihood, sample
 from unigen.evaluate.sample_metrics import leading_distance
@@ -91,6 +92,13 @@ def test_the_figures_of_a_run_are_those_of_the_evaluator(comparison):
         assert len(per_datum) == 40 and abs(per_datum.mean() - likelihood["value"]) < 1e-5
         low, high = scipy.stats.t.interval(0.95, 39, likelihood["value"], per_datum.std(ddof=1) / 40**0.5)
         assert numpy.allclose(likelihood["interval"], [low, high], atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(16, {16}), (17, {17, 5}), (1, {1}), (1296, {1296})])
+def test_a_last_batch_of_one_row_is_left_out(batch, sizes):
+    planned = plan(Settings(data="digits", routines=("vae",), batch_size=batch, hidden=(4,), seeds=(0,)))
+    loader, _ = _budget(planned, planned.arms[0], 0)
+    assert {len(loader.batch(0, index)) for index in range(len(loader))} == sizes
 
 
 def test_the_files_of_a_run_are_there_and_readable(comparison):

@@ -48,6 +48,14 @@ def test_a_budget_of_seconds_ends(digits):
     assert state.step > 0
 
 
+def test_a_closed_form_is_told_of_batches_that_it_will_forget(digits):
+    pair = mixture(3, digits.train, likelihood="bernoulli")
+    with pytest.warns(UserWarning, match="maximizes each batch alone"):
+        fit(Loader(digits, 400), routines.em, pair, steps=1, progress=False)
+    fit(Loader(digits, len(digits.train)), routines.em, pair, steps=1, progress=False)
+    fit(Loader(digits, 400).at(0), routines.em, pair, steps=1, progress=False)
+
+
 @pytest.mark.parametrize("engine", ("eager", "compiled", "xla"))
 def test_what_compiles_is_no_part_of_a_budget_of_seconds(digits, engine, interpreted, monkeypatch):
     module, shapes = engine_named(engine), set()

@@ -108,11 +108,15 @@ def _trained(state: State, history: History) -> dict[str, Any]:
 
 
 def _budget(planned: Plan, arm: Arm, seed: int) -> tuple[Any, int | None]:
-    """Return the loader of a run and its number of steps; a closed-form routine sees all the data in every step."""
+    """Return the loader of a run and its number of steps; a closed-form routine sees all the data in every step.
+
+    A last batch of one row is left out, for every routine: it has no variance, which a batch norm and an MMD ask for.
+    """
     settings, rows = planned.settings, len(planned.dataset.train)
     batch = min(settings.batch_size, rows)
     full = any(phase.solve for phase in arm.routine)
-    loader = Loader(planned.dataset, rows if full else batch, seed=seed, device=planned.device)
+    alone = batch > 1 and rows % batch == 1
+    loader = Loader(planned.dataset, rows if full else batch, seed, planned.device, drop_last=alone and not full)
     if settings.seconds is not None:
         return loader, None
     if settings.epochs is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,10 @@ def _batches(loader: Any, ahead: bool) -> Callable[[int], Any]:
 
     stream = endless()
     return lambda index: next(stream)
+
+
+def _length(loader: Any) -> int:
+    return len(loader) if hasattr(loader, "__len__") else 1
 
 
 def fit(
@@ -243,6 +248,16 @@ def course(
         raise PairError(f"the routine moves {group}, but there is no optimizer for it")
     _check_kinds(state)
     _check_held(state)
+    if (
+        any(phase.solve for phase in phases)
+        and not isinstance(loader, Tensor | Mapping | tuple)
+        and _length(loader) > 1
+    ):
+        warnings.warn(
+            "a phase in closed form maximizes each batch alone and forgets the others; give all the data as one batch, or climb, "
+            "as em(closed_form=False) does",
+            stacklevel=2,
+        )
     history = History([f"{number} {phase}" for number, phase in enumerate(phases, 1)])
     rates = [part["lr"] for optimizer in state.optimizers.values() for part in optimizer.param_groups]
     batch_at, each = _batches(loader, module.CHUNK > 1), max(phase.steps for phase in phases)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
+from published import command_line
 from torch import Tensor
 
 from unigen import Routine, fit, routines
@@ -30,6 +30,7 @@ from unigen.evaluate import log_likelihood, sample
 from unigen.optimizers import Falling, optimizers_for
 from unigen.pairs import flow
 from unigen.phases import Optimizer
+from unigen.settings import UsageError
 from unigen.streams import isolated
 
 
@@ -55,7 +56,9 @@ def strength(target: float, share: float) -> float:
     """
     wanted = 2 * target - share
     if not 0 < wanted < 1:
-        raise ValueError(f"with the data's share {share:g} a target lies between {share / 2:g} and {(1 + share) / 2:g}")
+        raise UsageError(
+            f"--target: with the data's share {share:g} a target lies between {share / 2:g} and {(1 + share) / 2:g}"
+        )
     return math.log(wanted / (1 - wanted)) - math.log(target / (1 - target))
 
 
@@ -109,4 +112,8 @@ def main(settings: Settings) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(
+        command_line(
+            "posterior_regularization", Settings, __doc__, lambda settings, _: main(settings) and 0, sys.argv[1:]
+        )
+    )

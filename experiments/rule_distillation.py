@@ -26,7 +26,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-import tyro
+from published import command_line
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, one_hot, pad
 from tqdm.auto import tqdm
@@ -179,8 +179,11 @@ def main(settings: Settings) -> dict[str, float]:
     found = {}
     for name, column in zip(names, table.T, strict=True):
         found[name] = float(column.mean())
-        found[f"{name}, s.e."] = float(column.std()) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
-        print(f"{name:<22} {found[name]:.4f} +- {found[f'{name}, s.e.']:.4f}")
+        error = ""  # one seed says nothing about others
+        if len(rows) > 1:
+            found[f"{name}, s.e."] = float(column.std()) / math.sqrt(len(rows))
+            error = f" +- {found[f'{name}, s.e.']:.4f}"
+        print(f"{name:<22} {found[name]:.4f}{error}")
     if settings.out:
         Path(settings.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
@@ -188,4 +191,6 @@ def main(settings: Settings) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the networks are tiny
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(
+        command_line("rule_distillation", Settings, __doc__, lambda settings, _: main(settings) and 0, sys.argv[1:])
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import tyro
+from published import command_line
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, pad
 from tqdm.auto import tqdm
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from unigen.data import load
 from unigen.durable import write_json, write_whole
 from unigen.evaluate.features import LeNet
+from unigen.settings import UsageError
 from unigen.streams import isolated
 
 
@@ -127,7 +128,7 @@ def train(x: Tensor, labels: Tensor, settings: Settings) -> LeNet:
 def main(settings: Settings) -> dict[str, object]:
     """Train, round, measure on the test images and write both files; return the content of the JSON file."""
     if settings.data not in ("mnist", "fashion_mnist"):
-        raise ValueError(f"There is a LeNet for mnist and for fashion_mnist, but got {settings.data!r}.")
+        raise UsageError(f"--data is mnist or fashion_mnist, of which there is a LeNet; got {settings.data!r:.80}")
     data = load(settings.data, settings.data_root, binarization="none", validation=0)
     assert data.train_labels is not None and data.test_labels is not None
     x, labels = data.train[: settings.rows], data.train_labels[: settings.rows]
@@ -162,4 +163,4 @@ def main(settings: Settings) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(command_line("train_features", Settings, __doc__, lambda settings, _: main(settings) and 0, sys.argv[1:]))

@@ -101,6 +101,20 @@ def test_a_last_batch_of_one_row_is_left_out(batch, sizes):
     assert {len(loader.batch(0, index)) for index in range(len(loader))} == sizes
 
 
+READING = [
+    (name, family)
+    for name, routine in catalogue().items()
+    for family in routine.pairs
+    if psi_networks(routine.phases) and (name, family) != ("posterior_regularization", "adversarial")  # without implicit=True
+]
+
+
+@pytest.mark.parametrize(("routine", "family"), READING)
+def test_every_pair_has_the_networks_that_a_routine_reads(routine, family):
+    small = {"hidden": (8,), "layers": (6, 4), "components": 3, "latent": 3, "seeds": (0,)}
+    plan(Settings(data="moons" if family == "flow" else "digits", routines=(routine,), pair=family, **small))
+
+
 def test_the_files_of_a_run_are_there_and_readable(comparison):
     page = (comparison / "report.html").read_text()
     assert "contrastive_divergence" in page and "<script" not in page
@@ -213,6 +227,7 @@ WRONG = [
         "only bernoulli and normal",
     ),
     (["--activation", "thanh", "--routines", "vae"], 2, "tanh"),
+    (["--data", "moons", "--routines", "maximum_likelihood", "--hidden"], 2, "at least one hidden layer"),
     (["--steps", "0"], 2, "--steps must be positive"),
     (["--steps", "5", "--epochs", "2"], 2, "one budget"),
     (["--seconds", "-1"], 2, "positive"),

@@ -296,12 +296,12 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
         inner = tuple(max(1, units // 2) for units in settings.hidden)
         pair = deep_latent(shared, settings.layers[1:], inner, likelihood, activation=settings.activation)
     elif family == "sigmoid_belief":
-        with isolated(seed):
-            psi = {name: Baseline(dimension, outputs=len(settings.layers)) for name in psi_networks(arm.routine.phases)}
+        psi = _predictions(arm, dimension, seed, baselines=len(settings.layers))
         pair = sigmoid_belief(dimension, settings.layers, mean=dataset.mean, seed=seed, psi=psi)
     elif family == "mixture":
         kind = "bernoulli" if planned.likelihood == "bernoulli" else "normal"
-        pair = mixture(settings.components, dataset.train, likelihood=kind, seed=seed)
+        psi = _predictions(arm, dimension, seed)
+        pair = mixture(settings.components, dataset.train, likelihood=kind, seed=seed, psi=psi)
     elif family == "rbm":
         pair = rbm(dimension, settings.units, mean=dataset.mean, seed=seed)
     else:
@@ -311,8 +311,18 @@ def build_pair(planned: Plan, arm: Arm, seed: int) -> Pair:
         ):  # as trained on: a pixel at the edge is noise of one level, no constant
             with isolated(seed):
                 start = start + torch.rand_like(start) / dataset.levels
-        pair = flow(dimension, hidden=settings.hidden, start=start, seed=seed)
+        psi = _predictions(arm, dimension, seed)
+        pair = flow(dimension, hidden=settings.hidden, start=start, seed=seed, psi=psi)
     return pair.to(planned.device)
+
+
+def _predictions(arm: Arm, dimension: int, seed: int, baselines: int = 1) -> dict[str, nn.Module]:
+    """Return the psi networks that a routine reads, of x and with one output; ``baselines``: the outputs of a baseline."""
+    with isolated(seed):
+        return {
+            name: Baseline(dimension, outputs=baselines if name == "baseline" else 1)
+            for name in psi_networks(arm.routine.phases)
+        }
 
 
 def psi_networks(phases: tuple[Phase, ...]) -> list[str]:

@@ -152,8 +152,15 @@ def main() -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     warnings.filterwarnings("ignore")
-    if settings.device not in ("cpu", "cuda"):
-        sys.exit(f"benchmarks: --device is cpu or cuda; got {settings.device!r}")
+    wrong = [number for number in settings.works if not 1 <= number <= len(WORKS)]
+    if settings.device not in ("cpu", "cuda") or wrong:
+        said = (
+            f"--works are of 1 to {len(WORKS)}; got {wrong[0]}"
+            if wrong
+            else f"--device is cpu or cuda; got {settings.device!r}"
+        )
+        print(f"benchmarks: {said}", file=sys.stderr)
+        sys.exit(2)
     peers.DEVICE = torch.device(settings.device)
     if settings.device == "cuda":
         import jax

@@ -41,6 +41,9 @@ def main(options: Options) -> int:
         if name not in NAMES:
             print(f"no failure {name!r}; {nearest(name, NAMES)}", file=sys.stderr)
             return 2
+    if options.workers < 1:
+        print(f"--workers must be positive; got {options.workers}", file=sys.stderr)
+        return 2
     began = time.perf_counter()
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")  # a forked torch may hang

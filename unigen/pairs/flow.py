@@ -5,6 +5,8 @@ log p(x) = log N(z; 0, I) - sum_k log |det df_k/dz_{k-1}|, exact (Dinh, Krueger 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -61,15 +63,19 @@ def flow(
     hidden: tuple[int, ...] = (64, 64),
     start: Tensor | None = None,
     seed: int = 0,
+    psi: Mapping[str, nn.Module] | None = None,
 ) -> Pair:
     """Return a flow over rows (N, dimension), its weights a pure function of ``seed``; log p(x) is exact.
 
-    ``kind``: one of ``FLOWS``. ``start``: training rows, whose mean and standard deviation normalize the data.
+    ``kind``: one of ``FLOWS``. ``start``: training rows, whose mean and standard deviation normalize the data. ``psi``: the
+    networks that a routine reads beside it, such as a constraint, by name.
     """
     if kind not in FLOWS:
         raise ValueError(f"no flow {kind!r}; {nearest(kind, FLOWS)}")
     if dimension < 2:
         raise ValueError(f"a flow of this family needs at least two dimensions; got {dimension}")
+    if not hidden:
+        raise ValueError("the networks of a flow have at least one hidden layer; got none")
     build = getattr(transforms, kind)
     with isolated(seed):
         layers = [build(dimension, hidden_dims=list(hidden)) for _ in range(steps)]
@@ -77,4 +83,4 @@ def flow(
     scale = torch.ones(dimension)
     if start is not None:
         scale = start.std(0, correction=min(1, len(start) - 1)).clamp_min(1e-3)
-    return Pair(FlowModel(kind, layers, shift, scale), likelihood="exact")
+    return Pair(FlowModel(kind, layers, shift, scale), psi=psi, likelihood="exact")

@@ -7,6 +7,7 @@ form (Dempster, Laird & Rubin 1977).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -79,10 +80,18 @@ class MixtureGuide(PyroModule):
             pyro.sample("z", dist.Categorical(logits=self.linear(torch.cat([x, x.square()], -1))))
 
 
-def mixture(components: int, start: Tensor, *, likelihood: str = "normal", seed: int = 0) -> Pair:
+def mixture(
+    components: int,
+    start: Tensor,
+    *,
+    likelihood: str = "normal",
+    seed: int = 0,
+    psi: Mapping[str, nn.Module] | None = None,
+) -> Pair:
     """Return a mixture over rows like ``start`` (N, D), components started at random rows of it, by ``seed``.
 
-    ``likelihood``: ``"normal"`` or ``"bernoulli"``. log p(x) is exact, by enumeration.
+    ``likelihood``: ``"normal"`` or ``"bernoulli"``. log p(x) is exact, by enumeration. ``psi``: the networks that a routine
+    reads beside it, such as a baseline or a constraint, by name.
     """
     if likelihood not in ("normal", "bernoulli"):
         raise ValueError(f"no mixture of {likelihood!r}; {nearest(likelihood, ('normal', 'bernoulli'))}")
@@ -104,4 +113,4 @@ def mixture(components: int, start: Tensor, *, likelihood: str = "normal", seed:
                     .log()
                     .expand_as(model.log_scale)
                 )
-    return Pair(model, guide, likelihood="exact")
+    return Pair(model, guide, psi, likelihood="exact")

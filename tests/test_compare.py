@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from unigen.arms import _budget
 from unigen.cli import main, routines_markdown
+from unigen.data import spread
 from unigen.evaluate import Protocol, evaluate, features_of, log_likelihood, sample
 from unigen.evaluate.sample_metrics import leading_distance
 from unigen.networks import fingerprint
@@ -105,7 +106,8 @@ READING = [
     (name, family)
     for name, routine in catalogue().items()
     for family in routine.pairs
-    if psi_networks(routine.phases) and (name, family) != ("posterior_regularization", "adversarial")  # without implicit=True
+    if psi_networks(routine.phases)
+    and (name, family) != ("posterior_regularization", "adversarial")  # without implicit=True
 ]
 
 
@@ -125,7 +127,7 @@ def test_the_files_of_a_run_are_there_and_readable(comparison):
     planned = plan(read_comparison(comparison)[0])
     pair = build_pair(planned, planned.arms[0], 3)
     load_weights(folder / "weights.safetensors", pair)
-    held_out = planned.dataset.validation[:250]  # the last evaluation is of the final weights
+    held_out = spread(planned.dataset.validation, 250)  # the last evaluation is of the final weights
     made = sample(pair, len(held_out), held_out, seed=1).x
     again = leading_distance(held_out, made, features_of(planned.dataset))
     assert evaluation["distance"] == pytest.approx(again.value, abs=1e-12)

@@ -444,6 +444,14 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         ),
         ("Enumerate", "log_evidence"),
     ),
+    "enumerated, other values than the model's": (
+        lambda: (
+            routines.em(False),
+            Pair(mixture(3, torch.randn(ROWS, DIMENSION)).model, mixture(2, torch.randn(ROWS, DIMENSION)).guide),
+            torch.randn(ROWS, DIMENSION),
+        ),
+        ("'z'", "2 values in the guide (Categorical)", "3 in the model"),
+    ),
     "leave one out, one particle": (
         lambda: (left_out(1), bits_pair(), rows()),
         ("LeaveOneOut", "two particles", "Wake(1)"),

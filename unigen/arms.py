@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unigen.checkpoints import Checkpoints
-from unigen.data import Loader
+from unigen.data import Loader, spread
 from unigen.engines import engine_named
 from unigen.evaluate import features_of, log_likelihood, sample
 from unigen.evaluate.sample_metrics import leading_distance
@@ -132,7 +132,7 @@ class _Log:
         self.planned, self.path, self.steps, self.every = planned, path, steps, every
         self.written = 0  # the step of the last record that the file has
         self.done: int | None = None  # how many evaluations there were
-        self.validation = planned.dataset.validation[:250].to(planned.device)
+        self.validation = spread(planned.dataset.validation, 250).to(planned.device)
         self.features = features_of(planned.dataset)
 
     def __call__(self, state: State, history: History) -> None:

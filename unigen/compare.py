@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from unigen.arms import Ready, together, train
 from unigen.checkpoints import CheckpointError, Checkpoints
-from unigen.data import Dataset
+from unigen.data import Dataset, spread
 from unigen.durable import LEFT, write_json, write_whole
 from unigen.evaluate import Examination, Figure, Protocol, evaluate, features_of, reconstruct, train_classifier
 from unigen.evaluate.classifier import Predictor
@@ -190,9 +190,10 @@ def _evaluate(planned: Plan, pair: Pair, folder: Path, classifier: Predictor | N
     if found.samples is not None:
         save_samples(folder / "samples.png", found.samples.x, found.samples.mean[:100], dataset)
     if dataset.shape != (2,):
-        rebuilt = reconstruct(pair, test[:10], seed=4) if pair.likelihood != "none" else None
+        shown = spread(test, 10)
+        rebuilt = reconstruct(pair, shown, seed=4) if pair.likelihood != "none" else None
         if rebuilt is not None:
-            save_grid(folder / "reconstructions.png", torch.cat([test[:10], rebuilt]), dataset.shape)
+            save_grid(folder / "reconstructions.png", torch.cat([shown, rebuilt]), dataset.shape)
     return {"log_likelihood": _log_likelihood(pair, figure, protocol.particles)} | found.as_json()
 
 

@@ -55,7 +55,8 @@ def donsker_varadhan_bound(on_p: Tensor, on_q: Tensor, base: float = math.e) -> 
 def info_nce_bound(scores: Tensor, base: float = math.e) -> Tensor:
     """Compute log K + mean_i [s_ii - logsumexp_j s_ij] <= I(X; Y), in expectation, and <= log K always.
 
-    scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x)/p(y) + c(x), as log p(x|y) is.
+    scores: (K, K), s_ij scores x_i with y_j for K independent pairs (x_i, y_i); best at s = log p(y|x)/p(y) + c(x), as is
+    log p(x|y).
     base: unit of the result. Returns a scalar. Source: van den Oord, Li and Vinyals (2018); Poole et al. (2019).
 
     Theory: bounds-on-information [vandenoord2018].

@@ -11,8 +11,8 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, rows_of, taken
-from unigen.engines.sites import Site, base_of, check_sampler
+from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
+from unigen.engines.sites import Site, base_of, check_sampler, family_of
 from unigen.pair import PairError
 from unigen.streams import isolated
 
@@ -64,7 +64,7 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows, and not
     of adversarial pairs, whose discriminators may look at a batch.
     """
-    rows = rows_of(data)
+    rows = max((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), default=0)
     if rows < 4 or programs.pair.likelihood == "none" or not programs.layout(data).batched:
         return None
     start = rows // 2
@@ -114,15 +114,39 @@ def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def check_enumerable(programs: Programs, data: Mapping[str, Any]) -> None:
-    """Refuse latents that are masked in part: a sum over their values counts each value of a masked element anew."""
+    """Refuse latents that have other values in the guide, whose values are summed, than in the model, or are masked in part:
+    a sum over their values counts each value of a masked element anew.
+    """
     with isolated(0, device_of(data)):
+        sites = {which: programs.run(which, data) for which in ("guide", "model")}
+        for name in sites["guide"].keys() & sites["model"].keys():
+            ours, theirs = (_values(sites[which][name]) for which in ("guide", "model"))
+            if ours is not None and (theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double())):
+                raise PairError(
+                    f"site '{name}' has {len(ours)} values in the guide ({family_of(sites['guide'][name].fn)}) and "
+                    f"{'no finite number' if theirs is None else len(theirs)} in the model "
+                    f"({family_of(sites['model'][name].fn)}), and a sum over the guide's values is p(x) only where they are the "
+                    "model's; give both the same values"
+                )
         for which in ("guide", "model"):
-            for name, site in programs.run(which, data).items():
+            for name, site in sites[which].items():
                 if site.latent and not bool(_mask(site).all()):
                     raise PairError(
                         f"site '{name}' of the {which} is masked in part, and a sum over its values would count masked elements "
                         "too; leave them out of the site, or take samples (nvil, vimco, reweighted_wake_sleep)"
                     )
+
+
+def _values(site: Site) -> Tensor | None:
+    """Return the values of an element of a site, (M, size), None where they are not finitely many, or not the same for all."""
+    fn = base_of(site.fn)
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return values.reshape(len(values), -1)
 
 
 def _mask(site: Site) -> Tensor:

@@ -87,9 +87,9 @@ class _WithoutReading(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_hot_of(input: Any, num_classes: int = -1) -> tuple[Any, int]:
-    """Return the arguments of a call of ``one_hot``: the classes of each, and how many there are, -1 where that is not said."""
-    return input, num_classes
+def one_hot_of(*given: Any, **named: Any) -> tuple[Any, int]:
+    """Return the arguments of a call of ``one_hot``: the class of each, and how many there are, -1 where that is not said."""
+    return given[0] if given else named["input"], given[1] if len(given) > 1 else named.get("num_classes", -1)
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -23,11 +23,11 @@ from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_enumerable
 from unigen.engines.programs import Programs, device_of, enumerate_sites, reason_of
-from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_densities, check_runs, pieces_of, rows_of
+from unigen.evaluate.latents import check_densities, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -247,9 +247,8 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     data = pair.bind(x)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
-            _check_supports(pair, data)
-            check_densities(pair, data)
             check_enumerable(Programs(pair), data)
+            check_densities(pair, data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:
                 raise PairError(f"the latents have {count} joint values, more than the {most} that were to be summed")
@@ -259,28 +258,3 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
         raise Refused(str(error)) from None
     how = f"the sum over {count} values of the latents" if values else "the density itself"
     return mean_figure("log p(x)", torch.cat([piece.reshape(-1) for piece in pieces]), "exact", how=how)
-
-
-def _check_supports(pair: Pair, data: dict[str, Any]) -> None:
-    """Refuse a discrete site whose values in the guide are not those of the model: their sum would not be p(x)."""
-    sites = check_runs(pair, pieces_of(pair, data, 2)[0])
-    for name in sites["guide"].keys() & sites["model"].keys():
-        ours, theirs = (_values(sites[which][name]) for which in ("guide", "model"))
-        if ours is not None and (theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double())):
-            raise Refused(
-                f"site '{name}' has {len(ours)} values in the guide ({family_of(sites['guide'][name].fn)}) and "
-                f"{'no finite number' if theirs is None else len(theirs)} in the model ({family_of(sites['model'][name].fn)}), "
-                "and a sum over the guide's values is p(x) only where they are the model's; give both the same values"
-            )
-
-
-def _values(site: Site) -> Tensor | None:
-    """Return the values of an element of a site, (M, size), None where they are not finitely many, or not the same for all."""
-    fn = base_of(site.fn)
-    if not getattr(fn, "has_enumerate_support", False):
-        return None
-    try:
-        values = fn.enumerate_support(expand=False)
-    except NotImplementedError:
-        return None
-    return values.reshape(len(values), -1)

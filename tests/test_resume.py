@@ -28,6 +28,7 @@ def _every_stream_as_found():
     restore_streams(before)
 
 
+@pytest.mark.filterwarnings("ignore:a phase in closed form maximizes each batch")
 @pytest.mark.parametrize("name", ARMS)
 def test_a_cut_at_every_step_ends_in_the_same_bits_and_sees_the_same_data(tmp_path, name):
     for tally in cuts(name, tmp_path):

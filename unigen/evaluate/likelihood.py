@@ -27,7 +27,7 @@ from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, c
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_densities, pieces_of, rows_of
+from unigen.evaluate.latents import check_densities, check_not_empty, pieces_of, rows_of
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -245,6 +245,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
             "no density to sum: an implicit model has none, and an RBM's is known up to its partition function"
         )
     data = pair.bind(x)
+    check_not_empty(data)
     try:
         with isolated(0, device_of(data)), evaluating(pair):
             check_enumerable(Programs(pair), data)

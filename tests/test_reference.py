@@ -32,6 +32,7 @@ from torch import Tensor
 from unigen import reference
 from unigen.engines import unconstrained
 from unigen.engines.programs import Programs
+from unigen.engines.sites import log_prob_at
 from unigen.engines.unconstrained import Unconstrained, in_double
 from unigen.pair import Pair, PairError
 from unigen.pairs.likelihoods import Implicit
@@ -153,6 +154,56 @@ def test_a_support_that_depends_on_another_site():
     a, s = torch.sigmoid(u).unbind(-1)
     expected = dist.Normal((a * s).unsqueeze(-1), 1.0).log_prob(x).sum(-1) + (a * (1 - a)).log() + (s * (1 - s)).log()
     assert numpy.abs(log_density(u.numpy()) - expected.numpy()).max() < 1e-12
+
+
+SHIFT = dist.transforms.AffineTransform
+BOUNDED = {
+    "pareto": (lambda s: dist.Pareto(s, torch.tensor(3.0)), lambda s: s <= 2),
+    "uniform": (lambda s: dist.Uniform(0.0, s), lambda s: s >= 3),
+    "shifted exponential": (
+        lambda s: dist.TransformedDistribution(dist.Exponential(torch.tensor(1.0)), [SHIFT(s, 1.0)]),
+        lambda s: s <= 2,
+    ),
+    "scaled beta": (
+        lambda s: dist.TransformedDistribution(dist.Beta(torch.tensor(2.0), torch.tensor(3.0)), [SHIFT(0.0, s)]),
+        lambda s: s >= 3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_data_outside_of_bounds_that_a_latent_moves_have_no_density(name):
+    """s ~ LogNormal(0, 1), and rows of x in [2, 3], whose distribution reaches to s or begins there."""
+    of, inside = BOUNDED[name]
+
+    def model(x):
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", of(s), obs=x)
+
+    x = torch.tensor([2.0, 3.0 - 1e-9, 2.5], dtype=DOUBLE)
+    log_density, _ = density(model, x)
+    u = torch.linspace(-2, 3, 50, dtype=DOUBLE)
+    found, s = log_density(u[:, None].numpy()), u.exp()
+    for value, scale, at in zip(found, s, u, strict=True):
+        if inside(scale):
+            expected = of(scale).log_prob(x).sum() + dist.Normal(0.0, 1.0).log_prob(at)
+            assert value == pytest.approx(float(expected), abs=1e-5)
+        else:
+            assert value == -numpy.inf
+
+
+@pytest.mark.parametrize("name", ["pareto", "shifted exponential"])
+def test_a_pair_that_trusts_its_arguments_has_none_there_either(name):
+    x = torch.tensor([[1.0, 2.5, 3.0], [4.0, 2.0, 1.9]])
+    trusting = dist.Pareto(torch.tensor(2.0), torch.tensor(3.0), validate_args=False)
+    if name == "shifted exponential":
+        base = dist.Exponential(torch.tensor(1.0), validate_args=False)
+        trusting = dist.TransformedDistribution(base, [SHIFT(2.0, 1.0)], validate_args=False)
+    for fn, value in ((trusting.expand((2, 3)), x), (trusting.expand((2, 3)).to_event(1), x)):
+        found, plain = log_prob_at(fn, value), fn.log_prob(value)
+        inside = (x >= 2) if fn.event_dim == 0 else (x >= 2).all(-1)
+        assert torch.equal(found, torch.where(inside, plain, -torch.inf)) and bool(plain[~inside].isfinite().all())
 
 
 def test_scales_and_masks_count_as_pyro_counts_them():

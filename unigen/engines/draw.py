@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unigen.engines.inverses import without_inverse
 from unigen.engines.programs import Programs, unreached
-from unigen.engines.sites import Site, family_of
+from unigen.engines.sites import Site, family_of, log_prob_at
 from unigen.pair import PairError
 from unigen.phases import DoublyReparameterized, Pathwise, ScoreFunction, StickingTheLanding
 
@@ -169,7 +169,7 @@ class Draw:
         """Return the site's log density at a value, summed to one number a datum (and particle)."""
         layout = self.programs.layout(self.data)
         try:
-            log_density = site.fn.log_prob(value)
+            log_density = log_prob_at(site.fn, value)
         except (NotImplementedError, KeyError) as error:
             if kinds := without_inverse(site.fn, error):
                 raise PairError(

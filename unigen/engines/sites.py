@@ -25,7 +25,9 @@ __all__ = [
     "check_auxiliary",
     "check_sampler",
     "family_of",
+    "is_bounded",
     "is_deterministic",
+    "log_prob_at",
     "support_of",
 ]
 
@@ -227,6 +229,67 @@ def support_of(fn: Any) -> Any:
         if not any(isinstance(bound, Tensor) for bound in vars(shared).values()):
             return shared
     return fn.support
+
+
+def log_prob_at(fn: Any, value: Tensor) -> Tensor:
+    """Return the log density of a distribution at a value; outside of its bounds -inf where it does not validate its arguments.
+
+    ``Pareto`` and ``Exponential``, shifted ones too, have finite densities there, and a bound may move with a latent.
+    """
+    density: Tensor = fn.log_prob(value)
+    inside = _inside(fn, value)
+    return density if inside is None else torch.where(inside, density, -math.inf)
+
+
+_BOUNDED = (
+    type(constraints.greater_than(0.0)),
+    type(constraints.greater_than_eq(0.0)),
+    type(constraints.less_than(0.0)),
+    type(constraints.interval(0.0, 1.0)),
+    type(constraints.half_open_interval(0.0, 1.0)),
+)
+
+
+def _inside(fn: Any, value: Tensor) -> Tensor | None:
+    """Say where a value lies within a distribution's bounds, of its batch shape; None where it has none, or looks itself."""
+    if isinstance(fn, Independent):
+        inner = _inside(fn.base_dist, value)
+        wrapped = fn.reinterpreted_batch_ndims
+        return inner if inner is None or not wrapped else inner.flatten(-wrapped).all(-1)
+    if isinstance(fn, MaskedDistribution):
+        return _inside(fn.base_dist, value)
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    found = support.check(value) if isinstance(support, _BOUNDED) and not fn._validate_args else None
+    if isinstance(fn, TransformedDistribution) and not fn.event_shape and not fn.base_dist.event_shape:
+        before = _unshifted(fn, value)
+        within = None if before is None else _inside(fn.base_dist, before)
+        if within is not None:
+            found = within if found is None else found & within
+    return found
+
+
+def _unshifted(fn: Any, value: Tensor) -> Tensor | None:
+    """Return the value of the base distribution that a transformed one has made of it, None where that has no bounds."""
+    if not isinstance(fn.base_dist.support, _BOUNDED) and not isinstance(fn.base_dist, TransformedDistribution):
+        return None
+    for transform in reversed(fn.transforms):
+        value = transform.inv(value)
+    return value
+
+
+def is_bounded(fn: Any) -> bool:
+    """Say whether a distribution has bounds that are tensors, which may move with a latent."""
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    parts = [fn]
+    while isinstance(parts[-1], TransformedDistribution):
+        parts.append(parts[-1].base_dist)
+    supports = [part.support for part in parts]
+    moves = any(isinstance(bound, Tensor) for support in supports for bound in vars(support).values())
+    return moves or (len(parts) > 1 and isinstance(supports[-1], _BOUNDED))
 
 
 def is_deterministic(fn: Any) -> bool:

@@ -21,7 +21,7 @@ from torch.distributions import Distribution, biject_to
 
 from unigen.engines.inverses import forget
 from unigen.engines.programs import swapped
-from unigen.engines.sites import base_of, family_of, is_deterministic, support_of
+from unigen.engines.sites import base_of, family_of, is_bounded, is_deterministic, log_prob_at, support_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 
@@ -99,8 +99,8 @@ class _Lift(Messenger):
             )
         forget(fn)  # data are the same tensor in every run, and latents may be the weights of a flow
         try:
-            with _trusted(fn) if self.given else nullcontext():
-                density = scale_and_mask(fn.log_prob(msg["value"]), msg["scale"], msg["mask"])
+            with _trusted(fn) if self.given or is_bounded(fn) else nullcontext():
+                density = scale_and_mask(log_prob_at(fn, msg["value"]), msg["scale"], msg["mask"])
         except PairError:
             raise
         except ValueError as error:

@@ -30,6 +30,7 @@ from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs import latent
 from unigen.phases import PHI, Optimizer, Phase, Wake
 from unigen.routines import maximum_likelihood, vae
+from unigen.streams import own_of_python
 from unigen.training import fit
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -325,10 +326,18 @@ class OfNumpy(Model):
 def test_a_program_that_changes_by_itself_is_refused(model: type[Model], words: str, engine: str) -> None:
     pair = Pair(model(), Guide()).double()
     fit(DATA, vae, pair, steps=2, progress=False)
-    before = random.getstate()
     with pytest.raises(PairError, match=f"{words}.*engine='eager'"):
         fit(DATA, vae, pair, steps=2, engine=engine, progress=False)
-    assert model is OfPython or random.getstate() == before
+
+
+def test_what_a_capture_draws_of_python_is_put_back() -> None:
+    for draw in (random.random, numpy.random.uniform):
+        before = random.getstate(), str(numpy.random.get_state())  # noqa: NPY002
+        with own_of_python() as drawn:
+            assert not drawn()
+            draw()
+            assert drawn()
+        assert (random.getstate(), str(numpy.random.get_state())) == before  # noqa: NPY002
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])

@@ -11,6 +11,7 @@ import torch
 from gaussians import ExactGuide, Line
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
+from torch.distributions import constraints
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair, PairError
@@ -278,6 +279,49 @@ def test_a_sum_over_a_guide_of_other_values_than_the_models_is_refused():
 
     with pytest.raises(Refused, match="no finite number in the model .Poisson"):
         enumerated_log_likelihood(Pair(counted, small.guide), x)
+
+
+class Ising(dist.TorchDistribution):
+    """Three bits, each coupled with the next; it does not list its values."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.boolean, 1)
+
+    def __init__(self):
+        super().__init__(torch.Size(), torch.Size([3]))
+
+    @staticmethod
+    def energy(z):
+        return (z[..., :-1] * z[..., 1:]).sum(-1)
+
+    def log_prob(self, z):
+        every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+        return self.energy(z) - torch.logsumexp(self.energy(every), 0)
+
+    def sample(self, sample_shape=()):
+        return torch.bernoulli(torch.full((*sample_shape, *self.batch_shape, 3), 0.5))
+
+    def expand(self, batch_shape, _instance=None):
+        new = Ising()
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+
+def test_a_prior_that_does_not_list_its_values_is_summed_over_the_guides():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Ising())
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+
+    x = torch.tensor([0.5, 2.0])
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+    exact = torch.logsumexp(Ising().log_prob(every) + dist.Normal(every.sum(-1), 1.0).log_prob(x[:, None]), 1)
+    found = enumerated_log_likelihood(Pair(model, guide), x)
+    assert found.kind == "exact" and torch.allclose(found.per_datum.float(), exact, atol=1e-6)
 
 
 # -- decoders without an observation model -----------------------------------------------------------------------------

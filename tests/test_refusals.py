@@ -884,3 +884,10 @@ def test_a_wrong_construction_is_refused_at_once(call, words):
 def test_a_frozen_network_in_a_closure_is_taken():
     pair = Pair(closed_over(frozen=True), Program(good_guide, 2))
     eager.step(routines.vae, pair, optimizers_of(pair), rows())
+
+
+def test_a_bound_may_leave_values_out():
+    """E_q[log p - log q] needs no values of the guide's that are all of the model's."""
+    x = torch.randn(ROWS, DIMENSION)
+    pair = Pair(mixture(3, x).model, mixture(2, x).guide)
+    check((Phase(elbo, Enumerate(), BOTH),), pair, x)

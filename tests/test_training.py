@@ -19,7 +19,7 @@ from unigen.optimizers import Falling, optimizers_for
 from unigen.pair import PairError
 from unigen.pairs import latent, mixture
 from unigen.phases import Optimizer
-from unigen.training import TrainingError
+from unigen.training import MOST_COMPILED, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,21 @@ def test_a_budget_of_steps_is_kept_and_recorded(digits):
 def test_a_budget_of_seconds_ends(digits):
     state, _ = fit(Loader(digits, 64), routines.vae, small(), seconds=0.2, progress=False)
     assert state.step > 0
+
+
+def test_what_compiles_for_ever_ends_a_budget_of_seconds(digits, monkeypatch):
+    module = engine_named("eager")
+    original = module.advance
+
+    def compiling(phases, pair, *rest):
+        pair.compiled[len(pair.compiled)] = 1
+        time.sleep(0.02)
+        return original(phases, pair, *rest)
+
+    monkeypatch.setattr(module, "advance", compiling)
+    _, history = fit(Loader(digits, 64), routines.vae, small(), seconds=0.2, progress=False)
+    assert history.untimed == MOST_COMPILED and history.compiling > 0.02 * MOST_COMPILED
+    assert history.seconds[-1] > 0.1
 
 
 def test_a_closed_form_is_told_of_batches_that_it_will_forget(digits):

@@ -203,13 +203,15 @@ def _likelihood_figure(found: Examination, pair: Pair) -> Figure | None:
         return None
     exact = [figure for figure in found.figures if figure.name == "log p(x)" and figure.kind == "exact"]
     bounds = [figure for figure in found.figures if figure.name == "ELBO" or figure.name.startswith("log p(x), K = ")]
-    return exact[0] if exact else bounds[-1]
+    return next(iter(exact or bounds[-1:]), None)  # none where it was refused
 
 
 def _log_likelihood(pair: Pair, figure: Figure | None, particles: int) -> dict[str, Any]:
     """Return the entry of a result for its log-likelihood; the interval of 95 % is over the test data."""
     if figure is None:
-        how = "unnormalized: none" if isinstance(pair.model, BoltzmannMachine) else "implicit: none"
+        how = "implicit: none" if pair.likelihood == "none" else "refused: none"
+        if isinstance(pair.model, BoltzmannMachine):
+            how = "unnormalized: none"
         return {"value": None, "standard_error": None, "interval": None, "kind": "none", "how": how, "units": "nats"}
     kind = "exact" if figure.kind == "exact" else "bound"
     how = "exact" if kind == "exact" else f"importance-weighted bound, K = {particles}"

@@ -210,18 +210,20 @@ def decimals_of(means: Sequence[tuple[float, float]], whole: bool) -> int:
 def _best(groups: dict[str, list[Measured]], means: dict[str, Mean], direction: int) -> set[str]:
     if direction == 0 or len(means) < 2:
         return set()
-    top = max(means, key=lambda slug: direction * means[slug].value)
-    if all(mean.n == 1 for mean in means.values()):
-        best = {slug for slug in means if means[slug].value == means[top].value}
+    several = [slug for slug in means if means[slug].n > 1]  # beside them one seed says nothing about others
+    top = max(several or means, key=lambda slug: direction * means[slug].value)
+    if several:
+        best = {slug for slug in several if slug == top or _as_good(groups[top], groups[slug], direction)}
     else:
-        best = {slug for slug in means if not _told_apart(groups[top], groups[slug], direction)}
+        best = {slug for slug in means if means[slug].value == means[top].value}
     return best if len(best) < len(means) else set()
 
 
-def _told_apart(better: Sequence[Measured], worse: Sequence[Measured], direction: int) -> bool:
+def _as_good(better: Sequence[Measured], worse: Sequence[Measured], direction: int) -> bool:
+    """Whether the seeds that both have, at least two, do not tell the second from the first."""
     found = [direction * difference for difference in paired(better, worse)]
     mean = mean_interval(found) if len(found) > 1 else None
-    return mean is not None and mean.reach is not None and mean.value - mean.reach > 0
+    return mean is not None and (mean.reach is None or mean.value - mean.reach <= 0)
 
 
 def paired(ones: Sequence[Measured], others: Sequence[Measured]) -> list[float]:

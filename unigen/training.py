@@ -82,6 +82,9 @@ def _in_order(x: Tensor) -> Tensor:
     return x.contiguous() if x.layout is torch.strided else x  # else it is refused, by the check of the pair
 
 
+MOST_COMPILED = 16  # calls of a process that compile and are not charged; a program that is captured anew for ever is
+
+
 def _batches(loader: Any, ahead: bool) -> Callable[[int], Any]:
     """Return the batch of a global index: from a loader's ``at``, one tensor again and again, or an iterable, restarted.
 
@@ -113,7 +116,10 @@ def _batches(loader: Any, ahead: bool) -> Callable[[int], Any]:
 
 
 def _length(loader: Any) -> int:
-    return len(loader) if hasattr(loader, "__len__") else 1
+    try:
+        return len(loader)
+    except TypeError:  # of an iterable that does not say
+        return 1
 
 
 def fit(
@@ -273,6 +279,7 @@ def course(
         same = {"phases": history.phases, "steps": steps, "seconds": seconds, "record_every": every, "engine": engine}
         keeper = Keeper(checkpoints, same, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
+    exempt = MOST_COMPILED
     between = checkpoint_every or max(1, (steps or 20000) // 20)
     watch, pace, told = Watch(history.phases, phases), 0.0, state.step  # seconds a step; the last step callbacks saw
     with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
@@ -302,7 +309,8 @@ def course(
                 raise
             watch(state, values, batches)
             first, state.step, cost = state.step, state.step + ahead, prepared + taken
-            if compiled:
+            if compiled and exempt:
+                exempt -= 1
                 history.compiling += cost - min(cost, pace * ahead)
                 history.untimed += 0 if pace else ahead
                 cost = min(cost, pace * ahead)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
-from unigen.engines.probes import check_dreams, check_enumerable, check_particles, mixed_rows
+from unigen.engines.probes import check_dreams, check_enumerable, check_particles, check_values, mixed_rows
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of, support_of
 from unigen.failures import out_of_memory
+from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Enumerate, Phase, Routine, Sleep, Wake
+from unigen.phases import Enumerate, Phase, Routine, Sleep, Tilted, Wake
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
@@ -249,6 +250,8 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
     expectations = list(phase.expectations())
     if any(isinstance(each, Enumerate) for each in expectations):
         check_enumerable(Programs(pair), pair.bind(x))
+        if phase.maximize is log_evidence or any(isinstance(each, Tilted) for each in expectations):
+            check_values(Programs(pair), pair.bind(x))
     if any(isinstance(each, Sleep) or (isinstance(each, Wake) and each.dreams) for each in expectations):
         check_dreams(Programs(pair), pair.bind(x))
     if any(isinstance(each, Enumerate) or (isinstance(each, Wake) and each.particles) for each in expectations):

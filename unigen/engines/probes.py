@@ -10,13 +10,14 @@ import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import constraints
 
 from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
-from unigen.engines.sites import Site, base_of, check_sampler, family_of
+from unigen.engines.sites import Site, base_of, check_sampler, family_of, support_of
 from unigen.pair import PairError
 from unigen.streams import isolated
 
-__all__ = ["check_dreams", "check_enumerable", "check_masks", "check_particles", "mixed_rows"]
+__all__ = ["check_dreams", "check_enumerable", "check_masks", "check_particles", "check_values", "mixed_rows"]
 
 PARTICLES = 2
 
@@ -114,27 +115,44 @@ def check_masks(programs: Programs, data: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def check_enumerable(programs: Programs, data: Mapping[str, Any]) -> None:
-    """Refuse latents that have other values in the guide, whose values are summed, than in the model, or are masked in part:
-    a sum over their values counts each value of a masked element anew.
-    """
+    """Refuse latents that are masked in part: a sum over their values counts each value of a masked element anew."""
     with isolated(0, device_of(data)):
-        sites = {which: programs.run(which, data) for which in ("guide", "model")}
-        for name in sites["guide"].keys() & sites["model"].keys():
-            ours, theirs = (_values(sites[which][name]) for which in ("guide", "model"))
-            if ours is not None and (theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double())):
-                raise PairError(
-                    f"site '{name}' has {len(ours)} values in the guide ({family_of(sites['guide'][name].fn)}) and "
-                    f"{'no finite number' if theirs is None else len(theirs)} in the model "
-                    f"({family_of(sites['model'][name].fn)}), and a sum over the guide's values is p(x) only where they are the "
-                    "model's; give both the same values"
-                )
         for which in ("guide", "model"):
-            for name, site in sites[which].items():
+            for name, site in programs.run(which, data).items():
                 if site.latent and not bool(_mask(site).all()):
                     raise PairError(
                         f"site '{name}' of the {which} is masked in part, and a sum over its values would count masked elements "
                         "too; leave them out of the site, or take samples (nvil, vimco, reweighted_wake_sleep)"
                     )
+
+
+@torch.no_grad()
+def check_values(programs: Programs, data: Mapping[str, Any]) -> None:
+    """Refuse latents that have other values in the guide, whose values are summed, than in the model, where that is known."""
+    with isolated(0, device_of(data)):
+        guide, model = programs.run("guide", data), programs.run("model", data)
+    for name in guide.keys() & model.keys():
+        ours, theirs = _values(guide[name]), _values(model[name])
+        endless = theirs is None and isinstance(_single(model[name].fn), type(constraints.nonnegative_integer))
+        if ours is None or (theirs is None and not endless):
+            continue
+        if theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double()):
+            raise PairError(
+                f"site '{name}' has {len(ours)} values in the guide ({family_of(guide[name].fn)}) and "
+                f"{'no finite number' if theirs is None else len(theirs)} in the model ({family_of(model[name].fn)}), and a sum "
+                "over the guide's values is p(x) only where they are the model's; give both the same values"
+            )
+
+
+def _single(fn: Any) -> Any:
+    """Return the support of one element of a distribution, None where it does not say."""
+    try:
+        support = support_of(fn)
+    except NotImplementedError:
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def _values(site: Site) -> Tensor | None:

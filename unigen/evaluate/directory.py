@@ -241,7 +241,11 @@ def _row(name: str, model: str, kind: str, figures: Sequence[Figure], notes: dic
         shown = f"{number(first.value, decimals)} [{number(first.interval[0], decimals)}, {number(first.interval[1], decimals)}]"
     else:
         shown = _shown(first.value, first.standard_error)
-    bits = [figure.bits_per_dimension for figure in figures if figure.bits_per_dimension is not None]
+    bits = [
+        figure.bits_per_dimension
+        for figure in figures
+        if math.isfinite(figure.value) and figure.bits_per_dimension is not None
+    ]
     marks = []
     for figure in figures:
         features = f"of {figure.features}" if isinstance(figure, SampleFigure) and figure.features else ""

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
-from unigen.engines.probes import check_enumerable
+from unigen.engines.probes import check_enumerable, check_values
 from unigen.engines.programs import Programs, device_of, enumerate_sites, reason_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler
 from unigen.evaluate.annealing import simulate
@@ -249,6 +249,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
     try:
         with isolated(0, device_of(data)), evaluating(pair):
             check_enumerable(Programs(pair), data)
+            check_values(Programs(pair), data)
             check_densities(pair, data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:

@@ -78,9 +78,7 @@ def sample_metrics(
     classifier = classifier or features.classifier
     if classifier is not None:
         theirs = classifier is features.classifier
-        by, classes = (
-            (said, LENET_CLASSES) if theirs else ("own classifier", _classes(dataset, classifier, fake.device))
-        )
+        by, classes = (said, LENET_CLASSES) if theirs else ("own classifier", _classes(dataset, classifier, fake))
         found |= labelled_coverage(fake, classifier, classes, features=by, groups=groups, seed=seed)
     means = getattr(dataset.density, "means", None)
     if means is not None:
@@ -91,10 +89,11 @@ def sample_metrics(
     return found
 
 
-def _classes(dataset: Dataset, classifier: Predictor, device: torch.device) -> int:
-    """Return how many classes a dataset's labels have, or those that a classifier finds in its test rows where it has none."""
+def _classes(dataset: Dataset, classifier: Predictor, fake: Tensor) -> int:
+    """Return how many classes a dataset's labels have, or where it has none those that a classifier finds, in samples too."""
     known = [labels for labels in (dataset.train_labels, dataset.test_labels) if labels is not None and len(labels)]
-    return 1 + max(int(labels.max()) for labels in known or [classifier.predict(dataset.test.to(device))])
+    found = known or [classifier.predict(rows) for rows in (dataset.test.to(fake.device), fake)]
+    return 1 + max(int(labels.max()) for labels in found)
 
 
 @torch.no_grad()

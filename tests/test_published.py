@@ -94,6 +94,11 @@ def test_recorded_runs_are_kept(uncut, tmp_path, capsys):
         run["nll"] for run in whole["runs"] if (run["study"], run["seed"]) == ("5-4", 1) and "v" in run["routine"]
     )
     assert "of 2 states of the code" in (tmp_path / "out" / "discrete_latents.md").read_text()
+    elsewhere = ("--directory", str(tmp_path / "elsewhere"))
+    assert (
+        discrete(tmp_path, "--recorded", "--no-train", "--seeds", "0", *elsewhere) == 0
+    )  # a narrower table loses no run
+    assert len(runs_of(tmp_path, "discrete_latents")) == len(whole["runs"])
     before = table.read_text()
     assert (
         discrete(tmp_path, "--recorded", "--epochs", "2") == 2 and "have --epochs 1, not 2" in capsys.readouterr().err

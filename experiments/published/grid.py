@@ -136,7 +136,6 @@ def carry_out(
 
 
 def _records(study: Study, planned: Plan, examination: Examination, progress: bool) -> Iterator[Record]:
-    trained_on = _gpu(planned.directory / "config.json")
     for seed in planned.settings.seeds:
         for arm in planned.arms:
             folder = planned.directory / arm.slug / f"seed-{seed}"
@@ -150,7 +149,7 @@ def _records(study: Study, planned: Plan, examination: Examination, progress: bo
             found = _examined(pair, planned, examination, folder / "examination.json", progress)
             yield Record(
                 study.name, arm.name, seed, found["nll"], found["standard_error"], result["steps"], result["seconds"],
-                found["active"], environment("cpu")["code"][:12], trained_on,
+                found["active"], found.get("code", environment("cpu")["code"])[:12], _gpu(folder / "config.json"),
             )  # fmt: skip
 
 
@@ -176,6 +175,7 @@ def _examined(pair: Any, planned: Plan, examination: Examination, path: Path, pr
     found = identity | {
         "nll": float(nll.mean()),
         "standard_error": float(nll.std() / math.sqrt(len(nll))),
+        "code": environment("cpu")["code"],
         "active": {site: int((variance > ACTIVE).sum()) for site, variance in active.items()},
     }
     write_json(path, found)

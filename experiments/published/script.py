@@ -70,6 +70,7 @@ def publish(
         (study.name, name, seed) for study in studies for name in study.settings.routines for seed in options.seeds
     }
     kept = _recorded(out / f"{name}.json", settings) if options.recorded else []
+    others = [record for record in kept if record.run not in wanted]  # which stay in the file
     kept = [record for record in kept if record.run in wanted]
     records, text = list(kept), ""
     where = Path(options.directory)
@@ -104,7 +105,7 @@ def publish(
         ]) + "\n"  # fmt: skip
         content = {"command": command, "settings": settings, "environment": environment("cpu")}
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / f"{name}.json", content | {"runs": [dataclasses.asdict(run) for run in records]})
+        write_json(out / f"{name}.json", content | {"runs": [dataclasses.asdict(run) for run in [*records, *others]]})
         write_whole(out / f"{name}.md", text.encode())
         draw(out / f"{name}.png", studies, records)
     print(text)

@@ -261,9 +261,7 @@ class Pair(nn.Module):
         seen: set[int] = set()
         for name, value in data.items():
             if isinstance(value, Tensor) and id(value) in seen:
-                data[name] = value.view_as(
-                    value
-                )  # an argument of its own, as it may be another tensor in the next batch
+                data[name] = value.view_as(value)  # its own: the next batch may have another tensor there
             seen.add(id(value))
             if name not in self.arguments:
                 raise PairError(f"data {name!r} is no argument of the model; {nearest(name, self.arguments)}")

@@ -172,10 +172,8 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _site_against_reference(name: str, mine: Tensor, theirs: Tensor, size: Tensor) -> tuple[Figure, ...]:
     n = len(mine)
     (fixed, mean, deviation), (fixed_there, true_mean, scale) = map(_moments, (mine, theirs))
-    ratio, shift = (
-        (deviation / scale).nan_to_num(1.0, math.inf),
-        ((mean - true_mean).abs() / scale).nan_to_num(0.0, math.inf),
-    )
+    ratio = (deviation / scale).nan_to_num(1.0, math.inf)
+    shift = ((mean - true_mean).abs() / scale).nan_to_num(0.0, math.inf)
     error = (ratio.square() / n + 1 / size).sqrt()
     shift_error = torch.where(fixed & fixed_there, 0.0, error)
     ratio_error = ratio * (1 / (2 * (n - 1)) + 1 / (2 * (size - 1))).sqrt()

@@ -276,6 +276,13 @@ def test_cells_far_above_print_are_named():
     published = {"a": Published(9.0, "somewhere"), "b": Published(7.0, "elsewhere")}
     (line,) = above([study(**published)], runs(a=[12.0], b=[11.0]))
     assert line == "At most 3 nats above print: 1 of 2 cells. Not: `b` on title (+4.00)."
+    asked = study(**published)
+    (line,) = above([asked], runs(a=[11.0]))
+    assert line == "At most 3 nats above print: 1 of 1 cells. Without runs: `b` on title."
+    (row,) = claims_table([asked], runs(a=[11.0]), [Claim(("s", "b"), ("s", "a"))])[2:]
+    assert row.endswith("|  | no runs in common |")
+    asked.settings.routines = ("a",)
+    assert not claims_table([asked], runs(a=[11.0]), [Claim(("s", "b"), ("s", "a"))])[2:]
 
 
 def test_claims_follow_print():

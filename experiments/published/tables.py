@@ -95,23 +95,27 @@ def claims_table(studies: Sequence[Study], records: Sequence[Record], claims: Se
     """Return a Markdown table of the orderings in print: hold, reversed, or not told apart at 95% over the seeds."""
     titles = {study.name: study.title for study in studies}
     published = {(study.name, routine): value for study in studies for routine, value in study.published.items()}
+    asked = {(study.name, routine) for study in studies for routine in study.settings.routines}
     rows = [
         ["in print the lower NLL", "than", "networks", "published difference", "ours, paired", "verdict"],
         ["---"] * 6,
     ]
     for claim in claims:
         found = difference(records, claim.better, claim.worse)
-        if found is None:
+        if found is None and not {claim.better, claim.worse} <= asked:
             continue
-        mean, error, half = found
-        verdict = "not told apart" if abs(mean) <= half else "holds" if mean < 0 else "reversed"
+        ours, verdict = "", "no runs in common"
+        if found is not None:
+            mean, error, half = found
+            ours = signed(mean) + _error(error)
+            verdict = "not told apart" if abs(mean) <= half else "holds" if mean < 0 else "reversed"
         printed = [published.get(claim.better), published.get(claim.worse)]
         known = [value for value in printed if value is not None]
         gap = signed(known[0].value - known[1].value) if len(known) == 2 else ""
         gap += " (unverified)" if gap and not all(value.verified for value in known) else ""
         where = dict.fromkeys(titles.get(study, study) for study, _ in (claim.better, claim.worse))
         rows.append([
-            f"`{claim.better[1]}`", f"`{claim.worse[1]}`", " / ".join(where), gap, signed(mean) + _error(error), verdict,
+            f"`{claim.better[1]}`", f"`{claim.worse[1]}`", " / ".join(where), gap, ours, verdict,
         ])  # fmt: skip
     return ["| " + " | ".join(row) + " |" for row in rows]
 
@@ -135,19 +139,24 @@ def signed(value: float) -> str:
 
 
 def above(studies: Sequence[Study], records: Sequence[Record], most: float = 3.0) -> list[str]:
-    """Return a line on which cells lie at most ``most`` nats above the figure in print, where there is one."""
-    gaps = {}
+    """Return a line on which cells lie at most ``most`` nats above the figure in print, where there is one, and which have no
+    runs."""
+    gaps, empty = {}, []
     for study in studies:
         for routine, value in study.published.items():
             runs = [record.nll for record in records if (record.study, record.routine) == (study.name, routine)]
+            cell = f"`{routine}` on {study.title}"
             if runs:
-                gaps[f"`{routine}` on {study.title}"] = sum(runs) / len(runs) - value.value
+                gaps[cell] = sum(runs) / len(runs) - value.value
+            elif routine in study.settings.routines:
+                empty.append(cell)
     missed = [f"{cell} ({signed(gap)})" for cell, gap in gaps.items() if gap > most]
     if not gaps:
         return []
     return [
         f"At most {most:g} nats above print: {len(gaps) - len(missed)} of {len(gaps)} cells."
         + (f" Not: {', '.join(missed)}." if missed else "")
+        + (f" Without runs: {', '.join(empty)}." if empty else "")
     ]
 
 

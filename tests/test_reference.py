@@ -193,6 +193,37 @@ def test_data_outside_of_bounds_that_a_latent_moves_have_no_density(name):
             assert value == -numpy.inf
 
 
+class Silent(dist.Normal):
+    """A normal distribution that does not say where it has its mass."""
+
+    @property
+    def support(self):
+        raise NotImplementedError
+
+
+@pytest.mark.filterwarnings("ignore:.*does not define `support`")
+def test_a_distribution_may_keep_its_support_to_itself():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("x", Silent(m, 1.0), obs=x)
+
+    log_density, _ = density(model, torch.tensor(0.5, dtype=DOUBLE))
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.2)) + dist.Normal(0.2, 1.0).log_prob(torch.tensor(0.5))
+    assert log_density(numpy.array([[0.2]])) == pytest.approx(float(expected), abs=1e-6)
+    base = dist.TransformedDistribution(Silent(0.0, 1.0, validate_args=False), [SHIFT(1.0, 2.0)], validate_args=False)
+    assert torch.equal(log_prob_at(base, torch.tensor(0.3)), base.log_prob(torch.tensor(0.3)))
+
+
+def test_counts_beyond_their_number_are_refused():
+    def model(x):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Binomial(torch.tensor(3.0), p), obs=x)
+
+    with pytest.raises(PairError, match="'x' has no density at its value"):
+        density(model, torch.tensor([1.0, 5.0], dtype=DOUBLE))
+
+
 @pytest.mark.parametrize("name", ["pareto", "shifted exponential"])
 def test_a_pair_that_trusts_its_arguments_has_none_there_either(name):
     x = torch.tensor([[1.0, 2.5, 3.0], [4.0, 2.0, 1.9]])

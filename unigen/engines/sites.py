@@ -24,6 +24,7 @@ __all__ = [
     "check_angles",
     "check_auxiliary",
     "check_sampler",
+    "element_support",
     "family_of",
     "is_bounded",
     "is_deterministic",
@@ -250,6 +251,15 @@ _BOUNDED = (
 )
 
 
+def _bounds(fn: Any) -> Any:
+    """Return a distribution's support where that is an interval; None for another one, and where it does not say."""
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    return support if isinstance(support, _BOUNDED) else None
+
+
 def _inside(fn: Any, value: Tensor) -> Tensor | None:
     """Say where a value lies within a distribution's bounds, of its batch shape; None where it has none, or looks itself."""
     if isinstance(fn, Independent):
@@ -258,38 +268,34 @@ def _inside(fn: Any, value: Tensor) -> Tensor | None:
         return inner if inner is None or not wrapped else inner.flatten(-wrapped).all(-1)
     if isinstance(fn, MaskedDistribution):
         return _inside(fn.base_dist, value)
-    try:
-        support = fn.support
-    except (NotImplementedError, AttributeError):
-        return None
-    found = support.check(value) if isinstance(support, _BOUNDED) and not fn._validate_args else None
+    bounds = None if fn._validate_args else _bounds(fn)
+    found = None if bounds is None else bounds.check(value)
     if isinstance(fn, TransformedDistribution) and not fn.event_shape and not fn.base_dist.event_shape:
-        before = _unshifted(fn, value)
-        within = None if before is None else _inside(fn.base_dist, before)
-        if within is not None:
-            found = within if found is None else found & within
+        base = fn.base_dist
+        if isinstance(base, TransformedDistribution) or _bounds(base) is not None:
+            for transform in reversed(fn.transforms):
+                value = transform.inv(value)
+            within = _inside(base, value)
+            found = within if found is None or within is None else found & within
     return found
 
 
-def _unshifted(fn: Any, value: Tensor) -> Tensor | None:
-    """Return the value of the base distribution that a transformed one has made of it, None where that has no bounds."""
-    if not isinstance(fn.base_dist.support, _BOUNDED) and not isinstance(fn.base_dist, TransformedDistribution):
-        return None
-    for transform in reversed(fn.transforms):
-        value = transform.inv(value)
-    return value
-
-
 def is_bounded(fn: Any) -> bool:
-    """Say whether a distribution has bounds that are tensors, which may move with a latent."""
+    """Say whether a distribution has bounds that may move with a latent: they are tensors, or those of what it transforms."""
     while isinstance(fn, Independent | MaskedDistribution):
         fn = fn.base_dist
-    parts = [fn]
-    while isinstance(parts[-1], TransformedDistribution):
-        parts.append(parts[-1].base_dist)
-    supports = [part.support for part in parts]
-    moves = any(isinstance(bound, Tensor) for support in supports for bound in vars(support).values())
-    return moves or (len(parts) > 1 and isinstance(supports[-1], _BOUNDED))
+    bounds = _bounds(fn)
+    if bounds is not None and any(isinstance(bound, Tensor) for bound in vars(bounds).values()):
+        return True
+    return isinstance(fn, TransformedDistribution) and (_bounds(fn.base_dist) is not None or is_bounded(fn.base_dist))
+
+
+def element_support(fn: Any) -> Any:
+    """Return the support of one element of a distribution."""
+    support = support_of(fn)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def is_deterministic(fn: Any) -> bool:

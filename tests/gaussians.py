@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 
-__all__ = ["ExactGuide", "Line"]
+__all__ = ["ExactGuide", "Line", "shifted", "shifted_posterior"]
 
 
 class Line(PyroModule):
@@ -55,3 +55,16 @@ class ExactGuide(PyroModule):
     def forward(self, x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.MultivariateNormal(x @ self.gain.T + self.offset, scale_tril=self.factor))
+
+
+def shifted(x, y):
+    """z ~ N(y, 1), x ~ N(z, 1)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(y, 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def shifted_posterior(x, y):
+    """p(z | x, y) of ``shifted``."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5).to_event(1))

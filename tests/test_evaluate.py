@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussians import shifted, shifted_posterior
 from pyro.nn import PyroModule
 
 import unigen.evaluate.directory as directory
@@ -221,16 +222,7 @@ def test_a_protocol_is_checked():
 
 
 def test_data_of_several_arguments_are_one_tuple_cut_to_the_rows_asked_for(digits):
-    def model(x, y):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(y, 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x, y):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5).to_event(1))
-
-    pair, x, y = Pair(model, guide), torch.randn(40, 1), torch.randn(40, 1)
+    pair, x, y = Pair(shifted, shifted_posterior), torch.randn(40, 1), torch.randn(40, 1)
     exact = dist.Normal(y, 2**0.5).log_prob(x).squeeze(-1)
     for data in ((x, y), {"y": y, "x": x}):
         found = evaluate(pair, data, dataclasses.replace(SHORT, test=10), quick=True)["ELBO"]

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussians import shifted, shifted_posterior
 
 import unigen.evaluate.examination as examination
 from unigen import Pair
@@ -28,18 +29,6 @@ from unigen.settings import UsageError
 SHORT = Protocol(40, 30, 4, Annealing(3, 2, 2), simulated=4, calibration=16, validation=5, samples=0)
 
 
-def shifted(x, y):
-    """z ~ N(y, 1), x ~ N(z, 1)."""
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(y, 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-
-def posterior(x, y):
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5).to_event(1))
-
-
 def test_the_data_of_a_sorted_file_are_taken_at_equal_distances(monkeypatch):
     y = torch.arange(80.0)[:, None]
     x = y + torch.linspace(-3, 3, 80)[:, None]
@@ -53,7 +42,7 @@ def test_the_data_of_a_sorted_file_are_taken_at_equal_distances(monkeypatch):
             return own(*arguments, **more)
 
         monkeypatch.setattr(examination, name, seen)
-    found = evaluate(Pair(shifted, posterior), (x, y), SHORT)
+    found = evaluate(Pair(shifted, shifted_posterior), (x, y), SHORT)
     # with the exact posterior as guide every weight is p(x|y), whatever is drawn
     assert torch.allclose(found["ELBO"].per_datum.float(), exact, atol=1e-4)
     assert torch.allclose(found["log p(x)"].per_datum.float(), exact[::10], atol=1e-4)
@@ -108,7 +97,7 @@ def test_a_figure_that_fails_is_one_refusal(monkeypatch):
 
     monkeypatch.setattr(examination, "active_units", broken)
     x = torch.randn(20, 1)
-    found = evaluate(Pair(shifted, posterior), (x, x), SHORT)
+    found = evaluate(Pair(shifted, shifted_posterior), (x, x), SHORT)
     assert [(refusal.name, refusal.why) for refusal in found.refusals] == [("active units", "a sentence")]
     assert {"ELBO", "log p(x)", "calibration, p-value"} <= {figure.name for figure in found.figures}
 

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from unigen.datachecks import DataError
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, check_values, mixed_rows
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
-from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of, support_of
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
 from unigen.failures import out_of_memory
 from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
@@ -230,9 +230,7 @@ def _check_observed(site: Site) -> None:
 
 
 def _support(fn: Any) -> str:
-    support = support_of(fn)
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = element_support(fn)
     return "discrete" if support.is_discrete else "real" if support is constraints.real else "bounded"
 
 

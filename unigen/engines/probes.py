@@ -12,8 +12,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
 
-from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, taken
-from unigen.engines.sites import Site, base_of, check_sampler, family_of, support_of
+from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, lengths_of, taken
+from unigen.engines.sites import Site, base_of, check_sampler, element_support, family_of
 from unigen.pair import PairError
 from unigen.streams import isolated
 
@@ -65,7 +65,7 @@ def mixed_rows(programs: Programs, data: Mapping[str, Any]) -> str | None:
     In evaluation mode, so that batch norm by its running statistics is left out; of batches of at least four rows, and not
     of adversarial pairs, whose discriminators may look at a batch.
     """
-    rows = max((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), default=0)
+    rows = max(lengths_of(data), default=0)
     if rows < 4 or programs.pair.likelihood == "none" or not programs.layout(data).batched:
         return None
     start = rows // 2
@@ -133,8 +133,7 @@ def check_values(programs: Programs, data: Mapping[str, Any]) -> None:
         guide, model = programs.run("guide", data), programs.run("model", data)
     for name in guide.keys() & model.keys():
         ours, theirs = _values(guide[name]), _values(model[name])
-        endless = theirs is None and isinstance(_single(model[name].fn), type(constraints.nonnegative_integer))
-        if ours is None or (theirs is None and not endless):
+        if ours is None or (theirs is None and not _endless(model[name].fn)):
             continue
         if theirs is None or not torch.equal(ours.double(), theirs.to(ours.device).double()):
             raise PairError(
@@ -144,15 +143,12 @@ def check_values(programs: Programs, data: Mapping[str, Any]) -> None:
             )
 
 
-def _single(fn: Any) -> Any:
-    """Return the support of one element of a distribution, None where it does not say."""
+def _endless(fn: Any) -> bool:
+    """Say whether an element of a distribution counts without end, as that of a Poisson one does."""
     try:
-        support = support_of(fn)
-    except NotImplementedError:
-        return None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
+        return isinstance(element_support(fn), type(constraints.nonnegative_integer))
+    except NotImplementedError:  # it does not say
+        return False
 
 
 def _values(site: Site) -> Tensor | None:

@@ -189,9 +189,14 @@ def device_of(data: Mapping[str, Any]) -> torch.device:
     return next((value.device for value in data.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
 
+def lengths_of(data: Mapping[str, Any]) -> list[int]:
+    """Return the length of each tensor that has rows."""
+    return [len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()]
+
+
 def rows_of(data: Mapping[str, Any]) -> int:
     """Return the rows of the first tensor that has any, 0 where none has."""
-    return next((len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()), 0)
+    return next(iter(lengths_of(data)), 0)
 
 
 def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[str, Any]:

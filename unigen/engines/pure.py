@@ -147,7 +147,7 @@ def capture(
                 with Assertions() as assertions, own_of_python() as drawn:
                     results = assertions.held(function(*fakes))
                     if drawn():
-                        raise Unsupported(f"the program {DRAWS}")
+                        raise Unsupported(DRAWS)
                     return results
 
     devices = {argument.device for argument in arguments if argument.is_cuda}

@@ -183,7 +183,7 @@ def capture(
         drawn = stack.enter_context(own_of_python())
         results = assertions.held(function())
         if drawn():
-            raise Unsupported(f"the program {DRAWS}")
+            raise Unsupported(DRAWS)
     outputs = [None if tensor is None else memory.read(memory.find(tensor)) for tensor in results]
     written = {}
     for name, seen in memory.inputs.items():

@@ -19,7 +19,7 @@ __all__ = ["DRAWS", "EAGERLY", "ELSEWHERE", "Node", "Ref", "Shape", "Tape", "ali
 
 EAGERLY = "use engine='eager'"
 ELSEWHERE = f"{EAGERLY} or engine='compiled'"
-DRAWS = f"draws random numbers of Python or numpy, which would be drawn once and stay; draw torch's, or {EAGERLY}"
+DRAWS = f"the program draws random numbers of Python or numpy, which would be drawn once and stay; draw torch's, or {EAGERLY}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from unigen.data import Dataset, spread
-from unigen.engines.programs import Programs, device_of, reason_of, taken
+from unigen.engines.programs import Programs, device_of, lengths_of, reason_of, taken
 from unigen.engines.sites import base_of, support_of
 from unigen.evaluate.annealing import Annealing, annealed_log_likelihood, bidirectional_monte_carlo
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
@@ -25,7 +25,7 @@ from unigen.evaluate.calibration import Calibration, simulation_based_calibratio
 from unigen.evaluate.classifier import Predictor
 from unigen.evaluate.dreams import Samples, sample
 from unigen.evaluate.figure import Figure, Refusal, Refused, bits_per_dimension
-from unigen.evaluate.latents import check_not_empty, lengths_of, pieces_of, rows_of
+from unigen.evaluate.latents import check_not_empty, pieces_of, rows_of
 from unigen.evaluate.likelihood import (
     bound_figure,
     bound_of,

@@ -16,7 +16,16 @@ from torch.distributions import biject_to
 
 from unigen.engines.draw import Draw, check_local
 from unigen.engines.probes import check_masks, check_particles, mixed_rows
-from unigen.engines.programs import RAISED, Programs, device_of, in_evaluation_mode, reason_of, swapped, taken
+from unigen.engines.programs import (
+    RAISED,
+    Programs,
+    device_of,
+    in_evaluation_mode,
+    lengths_of,
+    reason_of,
+    swapped,
+    taken,
+)
 from unigen.engines.pure import unvalidated
 from unigen.engines.sites import Site, check_sampler, family_of, support_of
 from unigen.evaluate.figure import Refused
@@ -31,7 +40,6 @@ __all__ = [
     "check_runs",
     "columns_of",
     "frozen",
-    "lengths_of",
     "pieces_of",
     "recycled",
     "rows_of",
@@ -44,11 +52,6 @@ def frozen(pair: Pair, seed: int, device: torch.device | str) -> Iterator[None]:
     fixed = {id(parameter): parameter.detach() for parameter in pair.parameters()}
     with isolated(seed, device), evaluating(pair), swapped(pair, fixed), unvalidated():
         yield
-
-
-def lengths_of(data: Mapping[str, Any]) -> list[int]:
-    """Return the length of each tensor that has rows."""
-    return [len(value) for value in data.values() if isinstance(value, Tensor) and value.dim()]
 
 
 def check_not_empty(data: Mapping[str, Any]) -> None:

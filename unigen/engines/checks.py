@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
+from unigen.engines.jumps import jumps
 from unigen.engines.probes import check_dreams, check_enumerable, check_particles, check_values, mixed_rows
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
 from unigen.failures import out_of_memory
 from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Enumerate, Phase, Routine, Sleep, Tilted, Wake
+from unigen.phases import Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
@@ -72,8 +73,10 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                 )
             with _refusals(pair, data, "the pair"):
                 mixed = mixed_rows(Programs(pair), data)
-            if mixed:
-                warnings.warn(mixed, stacklevel=2)
+                jumping = jumps(Programs(pair), data) if any(_goes_along_paths(phase) for phase in routine) else None
+            for sentence in (mixed, jumping):
+                if sentence:
+                    warnings.warn(sentence, stacklevel=2)
     finally:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
@@ -257,6 +260,13 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached
+
+
+def _goes_along_paths(phase: Phase) -> bool:
+    """Say whether the guide moves along the paths of its draws."""
+    if "phi" not in phase.move or isinstance(phase.estimator, ScoreFunction):
+        return False
+    return any(isinstance(expectation, Wake) for expectation in (phase.under, phase.against))
 
 
 def _reached_without(given: list[str], routine: Iterable[Phase], pair: Pair, data: dict[str, Any]) -> set[int]:

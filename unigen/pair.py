@@ -22,6 +22,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.utils._pytree import tree_leaves
@@ -75,7 +76,7 @@ class Pair(nn.Module):
         self._callables: dict[str, Callable[..., Any]] = {}
         self._walked: dict[str, tuple[list[nn.Parameter], list[Tensor]]] = {}
         self.layout: Any = None  # how the plates nest, probed by the engine once
-        self.unreached: Any = None  # which densities a latent site cannot change, found by the engine once
+        self.unreached: dict[Any, Any] = {}  # which densities a latent site cannot change, by the data that are given
         self.supports: dict[Any, Any] = {}  # every value of the guide's discrete sites, by the shape of the data
         self.checked: set[Any] = set()  # the routines that have been checked against this pair
         self.compiled: dict[Any, Any] = {}  # what an engine has made of the routines
@@ -105,7 +106,8 @@ class Pair(nn.Module):
         self._walked.clear()
         self.supports.clear()
         self.checked.clear()
-        self.layout = self.unreached = None
+        self.unreached.clear()
+        self.layout = None
         self.compiled.pop("xla parameters", None)
         if self.averages is not None:
             self.averages = self.averages.follow(self)
@@ -295,8 +297,13 @@ def nothing(*_: Any, **__: Any) -> None:
 
 
 def _parameters(program: Any) -> list[inspect.Parameter]:
-    function = program.forward if isinstance(program, nn.Module) else program
-    return list(inspect.signature(function).parameters.values())
+    function, given = program, 0
+    while isinstance(function, partial) and function.args and isinstance(function.args[0], Messenger):
+        given += len(function.args) - 2  # what a Pyro handler wraps: partial(wrap, handler, program, self)
+        function = function.args[1]
+    if isinstance(function, nn.Module):
+        return _parameters(function.forward)
+    return list(inspect.signature(function).parameters.values())[given:]
 
 
 def _arguments(program: Any) -> tuple[str, ...]:

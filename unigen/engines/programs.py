@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer.inspect import get_dependencies
+from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 from torch.overrides import TorchFunctionMode
 
 from unigen.engines.sites import Record, Site, base_of, family_of
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 MOST_JOINT_VALUES = 2**16
+_SAME_VALUES = (Bernoulli, Categorical, OneHotCategorical)  # whatever their parameters
 # what a program of a user's raises for its own mistakes
 RAISED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
@@ -55,10 +58,11 @@ def swapped(module: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[N
 
 
 class Layout(NamedTuple):
-    """How deep a pair's plates nest, and whether one of them holds the rows of a batch."""
+    """How deep a pair's plates nest, whether one of them holds the rows of a batch, and which argument x is."""
 
     nesting: int
     batched: bool
+    x: str  # the first that the model has a site for; those before it are covariates
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,18 @@ class Programs:
         """Probe the pair once, without touching the random streams."""
         if self.pair.layout is None:
             with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
-                sites = [*self.run("guide", data).values(), *self.run("model", data).values()]
-            frames = [frame for site in sites for frame in site.frames]
+                guide, model = self.run("guide", data), self.run("model", data)
+            frames = [frame for site in [*guide.values(), *model.values()] for frame in site.frames]
             self.pair.layout = Layout(
                 max((-frame.dim for frame in frames), default=0),
                 any(frame.name == self.pair.batch_plate for frame in frames),
+                next((name for name in self.pair.arguments if name in model), self.pair.arguments[0]),
             )
         return self.pair.layout
+
+    def moved_by(self, kernel: Any, data: Mapping[str, Any]) -> str:
+        """Return the name of the data that a kernel of a Markov chain moves: x, unless it says another."""
+        return str(getattr(kernel, "site", self.layout(data).x))
 
     def dream(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
         """Dream new data from the model, without gradient, by argument name."""
@@ -222,12 +231,13 @@ def enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[s
 def unreached(programs: Programs, data: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return for each latent site of the guide the log densities that its value cannot change, as ("model", site).
 
-    Found once, as the layout, by Pyro's provenance of values. A program that reads a value, to branch on it say, may depend
-    on it where no provenance tells; then every site reaches everything.
+    Found once for each set of data given, by Pyro's provenance of values. A program that reads a value, to branch on it say,
+    may depend on it where no provenance tells; then every site reaches everything.
     """
-    if programs.pair.unreached is None:
-        programs.pair.unreached = _unreached(programs, data)
-    return programs.pair.unreached
+    known, given = programs.pair.unreached, tuple(name for name, value in data.items() if value is not None)
+    if given not in known:
+        known[given] = _unreached(programs, data)
+    return known[given]
 
 
 class _Reads(TorchFunctionMode):
@@ -294,6 +304,7 @@ def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[
     nesting = programs.layout(data).nesting
     with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
         sites = {name: site for name, site in programs.run("guide", data).items() if not site.observed}
+    _check_counts(programs, data, sites)
     supports = {name: _support(site, programs.pair.batch_plate) for name, site in sites.items()}
     rows = 1
     for support in supports.values():
@@ -313,6 +324,38 @@ def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[
         padded = column.reshape(rows, *(1,) * (nesting - len(batch)), *column.shape[1:])
         values[name] = padded.expand(rows, *(1,) * (nesting - len(batch)), *batch, *event)
     return values, rows
+
+
+class _Apart(TorchFunctionMode):
+    """Leave to each parameter of a distribution its own provenance where they are given one shape and one type."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.broadcast_tensors:
+            shape = torch.broadcast_shapes(*(each.shape for each in args))
+            return tuple(each.expand(shape) for each in args)
+        if func is torch.Tensor.type_as:
+            return args[0].to(args[1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def _check_counts(programs: Programs, data: Mapping[str, Any], sites: Mapping[str, Site]) -> None:
+    """Refuse sites whose values, as the counts of a binomial, are others with other data, since they are found once."""
+    counting = [name for name, site in sites.items() if not isinstance(base_of(site.fn), _SAME_VALUES)]
+    if not counting:
+        return
+    tracked = {
+        name: track_provenance(value, frozenset({name})) if isinstance(value, Tensor) else value
+        for name, value in data.items()
+    }
+    with torch.random.fork_rng(devices=_devices(data)), torch.no_grad(), _Apart():
+        found = programs.run("guide", tracked)
+    for name in counting:
+        if source := get_provenance(getattr(base_of(found[name].fn), "total_count", None)):
+            raise PairError(
+                f"site '{name}' ({family_of(sites[name].fn)}) has as many values as the data {', '.join(sorted(source))} say, and "
+                "they are summed over once for all batches; give it a fixed total_count, or use a routine that samples (vimco, "
+                "reweighted_wake_sleep)"
+            )
 
 
 def _support(site: Site, batch_plate: str | None) -> Tensor:

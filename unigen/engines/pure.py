@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from unigen.engines import eager
 from unigen.engines.assertions import Assertions
-from unigen.engines.programs import reason_of, swapped
+from unigen.engines.programs import Programs, reason_of, swapped
 from unigen.engines.selections import Selections
 from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
@@ -52,7 +52,8 @@ def chains_of(phase: Phase, pair: Pair, data: Mapping[str, Any]) -> list[str]:
     for expectation in phase.expectations():
         if isinstance(expectation, Chain) and expectation.persistent and str(expectation) not in found:
             found.append(str(expectation))
-            pair.chains.setdefault(str(expectation), data[pair.arguments[0]].detach().clone())
+            moved = Programs(pair).moved_by(expectation.kernel, data)
+            pair.chains.setdefault(str(expectation), data[moved].detach().clone())
     return found
 
 

@@ -75,7 +75,7 @@ class Record(Messenger):
             return
         forget(msg["fn"])  # weights have moved since its transforms were called
         if msg["is_observed"]:
-            if not self.dream:
+            if not self.dream or is_deterministic(msg["fn"]):
                 return
             if isinstance(msg["fn"], Unit):
                 raise PairError(

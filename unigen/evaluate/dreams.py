@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,9 +54,9 @@ def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
             return Samples((data["x"], data["x"]))
         few = recycled(pair, data, 0, min(n, MOST_CHECKED))
         check_dreams(Programs(pair), few)
-        with isolated(0, device_of(data)):
-            name = _made(pair, Programs(pair).run("model", few))
-        data = recycled(pair, data, 0, n) | {name: data[name].new_zeros((n, *data[name].shape[1:]))}
+        name = Programs(pair).layout(data).x
+        data = recycled(pair, data, 0, n)
+        data |= {name: data[name][torch.arange(n, device=device_of(data)) % len(data[name])]}
         sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
         mean = _mean(site.fn, site.value)
@@ -75,14 +74,8 @@ def reconstruct(pair: Pair, x: Any, seed: int = 0) -> Tensor | None:
         sample_of_z = draw(Wake(), Programs(pair), data)
         if pair.likelihood == "none" or not sample_of_z.sites("guide"):
             return None
-        sites = sample_of_z.sites("model")
-        site = sites[_made(pair, sites)]
+        site = sample_of_z.sites("model")[Programs(pair).layout(data).x]
         return _mean(site.fn, site.value)
-
-
-def _made(pair: Pair, sites: Mapping[str, Any]) -> str:
-    """Return x, the first argument that the model has a site for; those before it are covariates."""
-    return next((name for name in pair.arguments if name in sites), pair.arguments[0])
 
 
 def _mean(fn: Any, value: Tensor) -> Tensor:

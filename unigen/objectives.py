@@ -181,8 +181,8 @@ class GradientPenalized:
     weight: float = 10.0
 
     def __call__(self, draw: Any) -> Tensor:
-        rows = draw.depth  # an event has any shape; the pair's plate holds the data first (pairs/adversarial.py)
-        real, generated = draw.x.detach().chunk(2, rows - 1)
+        rows = draw.depth  # an event has any shape
+        real, generated = (half.detach() for half in _halves(draw, draw.x, rows - 1))
         part = torch.rand_like(real.flatten(rows)[..., :1])
         between = torch.lerp(real, generated, part.reshape(*part.shape[:rows], *[1] * (real.dim() - rows)))
         between.requires_grad_()
@@ -226,9 +226,22 @@ class Mmd:
     couples_data: bool = field(default=True, repr=False)
 
     def __call__(self, draw: Any) -> Tensor:
-        real, generated = draw.x.flatten(draw.depth).chunk(2, -2)
+        real, generated = _halves(draw, draw.x.flatten(draw.depth), -2)
         scale = (2 * real.detach().var(-2).sum()).sqrt()
         return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
+
+
+def _halves(draw: Any, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """Return the data and what was generated: the plate holds the data first (pairs/adversarial.py), which a trial checks."""
+    if draw.programs.dry:
+        y = draw["y"]
+        first = torch.arange(y.shape[-1], device=y.device) < y.shape[-1] // 2
+        if not bool(((y > 0.5) == first).all()):
+            raise ValueError(
+                "it takes the first half of the plate for data and the second for samples, where y is not 1 and 0; draw y from "
+                "Stratified (unigen.pairs.likelihoods), or use gan, wgan or f_gan"
+            )
+    return x.chunk(2, dim)
 
 
 # -- networks named psi: constraints, baselines, adversaries -----------------------------------------------------------
@@ -263,7 +276,8 @@ def baseline_fit(draw: Any) -> Tensor:
     if local is not None:
         signal = torch.stack(list(local.values()), -1)
     error = (signal - predicted).square()
-    baseline.track(signal)
+    if hasattr(baseline, "track"):
+        baseline.track(signal)
     return -(error if local is None else error.sum(-1))
 
 

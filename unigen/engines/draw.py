@@ -26,10 +26,10 @@ __all__ = ["Draw", "check_local"]
 class Draw:
     """Values by site and densities per datum: (N,), or (K, N) with particles; () or (K,) for a pair of one datum.
 
-    ``draw["z"]``: the value of a site or of the data; ``draw.x``: of the model's first argument. ``log_p``, ``log_q``: the
-    densities of the two programs. ``log_q_at(site, value)``: one guide site's density elsewhere. ``log_likelihood``,
-    ``log_prior``: the two parts of ``log_p``. ``network(name)``: a psi network. ``weights``: the self-normalized weights of a
-    tilted draw.
+    ``draw["z"]``: the value of a site or of the data; ``draw.x``: of the model's first argument that is no covariate.
+    ``log_p``, ``log_q``: the densities of the two programs. ``log_q_at(site, value)``: one guide site's density elsewhere.
+    ``log_likelihood``, ``log_prior``: the two parts of ``log_p``. ``network(name)``: a psi network. ``weights``: the
+    self-normalized weights of a tilted draw.
 
     ``values``: given, in the place of samples; ``along``: the estimator by which these move along the path of their noise, and
     ``share``: how much that counts for each.
@@ -134,8 +134,8 @@ class Draw:
 
     @property
     def x(self) -> Tensor:
-        """The data: the model's first argument."""
-        return self[self.pair.arguments[0]]
+        """The data: the first of the model's arguments that it has a site for; those before it are covariates."""
+        return self[self.programs.layout(self.data).x]
 
     @property
     def latents(self) -> list[str]:
@@ -184,6 +184,8 @@ class Draw:
                 f"site '{site.name}' has an unnormalized density, so log p means nothing by itself; use a routine that takes "
                 "a difference of two expectations, such as contrastive_divergence"
             )
+        if log_density.dim() < len(site.fn.batch_shape):  # of a distribution that looks at the value's rows alone
+            log_density = log_density.expand(site.fn.batch_shape)
         log_density = scale_and_mask(log_density, site.scale, site.mask)
         kept = []
         for frame in site.frames:
@@ -237,17 +239,21 @@ class Draw:
 
     @property
     def log_q(self) -> Tensor:
-        """log q(z|x), every site of the guide."""
+        """log q(z|x), every site of the guide; of those that it observes only what the model has drawn, not given data."""
         if isinstance(self.programs.estimator, StickingTheLanding | DoublyReparameterized):
             if "frozen guide" not in self._sites:
                 values = {site.name: self._shared(site) for site in self.sites("guide").values()}
                 self._sites["frozen guide"] = self.programs.run(
                     "guide", self.data, values=values, particles=self.particles, grad=self.carry, frozen=True
                 )
-            held = self._total("frozen guide", self._sites["frozen guide"].values())
-            self.check_repeats(held, lambda: self._total("guide", self.sites("guide").values()), "guide")
+            held = self._total("frozen guide", self._inferred("frozen guide"))
+            self.check_repeats(held, lambda: self._total("guide", self._inferred("guide")), "guide")
             return held
-        return self._total("guide", self.sites("guide").values())
+        return self._total("guide", self._inferred("guide"))
+
+    def _inferred(self, which: str) -> list[Site]:
+        sites = self.sites("guide") if which == "guide" else self._sites[which]
+        return [site for site in sites.values() if not (site.observed and self.first == "guide")]
 
     def held_densities(self) -> list[Tensor]:
         """Return the densities of the guide's sites that the objective has read with the guide held fixed."""
@@ -332,7 +338,9 @@ class Draw:
         return {name: signal - self._signed_total(terms) for name, terms in apart.items()}
 
     def _signed_total(self, terms: Iterable[tuple[str, str]]) -> Tensor | float:
-        densities = [(which, self.density(which, self.sites(which)[name]).detach()) for which, name in terms]
+        inferred = {site.name for site in self._inferred("guide")}
+        counted = [(which, name) for which, name in terms if which == "model" or name in inferred]
+        densities = [(which, self.density(which, self.sites(which)[name]).detach()) for which, name in counted]
         return sum((density if which == "model" else -density for which, density in densities), 0.0)
 
     @property

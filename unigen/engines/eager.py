@@ -58,7 +58,12 @@ def _wake(expectation: Wake, programs: Programs, data: dict[str, Any]) -> Draw:
         dreamt = programs.dream(data)
         like = next(iter(dreamt.values()))
         labels = {"y": torch.cat([like.new_ones(len(like)), like.new_zeros(len(like))])}
-        data = data | {name: torch.cat([data[name], value]) for name, value in dreamt.items()}
+        rows = [
+            name
+            for name, value in data.items()
+            if isinstance(value, Tensor) and value.dim() and len(value) == len(like)
+        ]
+        data = data | {name: torch.cat([data[name], dreamt.get(name, data[name])]) for name in rows}
     return Draw(programs, data, particles=expectation.particles, first="guide", labels=labels)
 
 
@@ -90,14 +95,14 @@ def _tilted(expectation: Tilted, programs: Programs, data: dict[str, Any]) -> Dr
 
 @draw.register
 def _chain(expectation: Chain, programs: Programs, data: dict[str, Any]) -> Draw:
-    pair, key = programs.pair, str(expectation)
-    start = {name: data[name] for name in pair.arguments}
+    pair, key, moved = programs.pair, str(expectation), programs.moved_by(expectation.kernel, data)
+    start = data
     if expectation.persistent and key in pair.chains:
-        start = start | {pair.arguments[0]: pair.chains[key]}
+        start = start | {moved: pair.chains[key]}
     for _ in range(expectation.steps):
         start = expectation.kernel(programs, start)
     if expectation.persistent and not programs.dry:
-        pair.chains[key] = start[pair.arguments[0]].detach().clone()
+        pair.chains[key] = start[moved].detach().clone()
     return Draw(programs.without_gradient_through_samples(), start, particles=None, first="guide")
 
 
@@ -228,12 +233,25 @@ def _doubly_reparameterized(
     log_w = log_weight(sample)
     normalized = torch.softmax(log_w.detach(), 0)
     surrogate = (normalized.square() * log_w).sum(0).mean()
-    if "theta" in phase.move:
+    if "theta" in phase.move or programs.dry:
         fixed = Draw(
             programs.without_gradient_through_samples(), data, expectation.particles, "guide", values=sample.detached()
         )
-        surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
+        if programs.dry:
+            _check_apart(phase, programs.pair, fixed.log_p)
+        if "theta" in phase.move:
+            surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
     return iwae(sample).mean().detach(), surrogate
+
+
+def _check_apart(phase: Phase, pair: Pair, log_p: Tensor) -> None:
+    """Refuse a model that reads the guide's parameters, as a mixture of its posteriors for a prior does (VampPrior)."""
+    phi = pair.group("phi")
+    if log_p.requires_grad and any(g is not None for g in torch.autograd.grad(log_p.sum(), phi, allow_unused=True)):
+        raise PairError(
+            f"{type(phase.estimator).__name__} takes the gradient along phi for what comes through z alone, and log p of this "
+            "model has one at fixed z, as with a prior that reads the guide; leave the estimator out, or give it draws"
+        )
 
 
 def _resampled(

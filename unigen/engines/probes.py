@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
@@ -27,10 +27,20 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
     """Refuse a model whose dreams depend on the data that they stand in for: they are not of its joint density.
 
     Dreamt twice from the same random numbers, on the data and on the first dream, x is the same. A program that dreams other
-    rows than it is given, as an adversarial pair adds generated ones, is left out.
+    rows than it is given, as an adversarial pair adds generated ones, is left out. Where a site observes something else than the
+    argument of its name, such as its logarithm, a dream would take the place of what it is no draw of.
     """
     with isolated(0, device_of(data)):
-        check_sampler(programs.run("model", data).values())
+        sites = programs.run("model", data)
+    check_sampler(sites.values())
+    for name, site in sites.items():
+        if site.observed and isinstance(data.get(name), Tensor) and not _observes(site, data[name]):
+            raise PairError(
+                f"site '{name}' observes something else than the argument '{name}', so that what the model draws is on another "
+                "scale than the data that it stands in for; transform the data before they are given, or the distribution (by "
+                "dist.TransformedDistribution), or use routines without a sleep phase (vae, iwae, "
+                "reweighted_wake_sleep(sleep=False))"
+            )
     with isolated(0, device_of(data)):
         dreamt = programs.dream(data)
     same = {name: value for name, value in dreamt.items() if value.shape == getattr(data[name], "shape", None)}
@@ -44,6 +54,14 @@ def check_dreams(programs: Programs, data: Mapping[str, Any]) -> None:
                 "site a distribution that samples step by step, read what sample statements return, or use routines without "
                 "a sleep phase (vae, iwae, reweighted_wake_sleep(sleep=False))"
             )
+
+
+def _observes(site: Site, given: Tensor) -> bool:
+    """Say whether a site's value is that of the argument; what a mask may leave out of its density can be another."""
+    if site.value.shape != given.shape:
+        return False
+    masked = site.mask is not None or isinstance(base_of(site.fn), MaskedDistribution)
+    return masked or _close(site.value, given.to(site.value.dtype))
 
 
 @torch.no_grad()
@@ -232,9 +250,10 @@ def _density(site: Site) -> Tensor | None:
     if site.weightless or isinstance(base_of(site.fn), Delta):
         return None
     try:
-        return scale_and_mask(site.fn.log_prob(site.value), site.scale, site.mask)
+        density = scale_and_mask(site.fn.log_prob(site.value), site.scale, site.mask)
     except (NotImplementedError, KeyError):
         return None
+    return density.expand(torch.broadcast_shapes(density.shape, site.fn.batch_shape))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

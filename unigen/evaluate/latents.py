@@ -278,7 +278,7 @@ class LatentSpace:
         """Return log q(u|x), (S, N)."""
         values, total = self.unpack(u)
         for site in self.programs.run("guide", self.data, values=values, particles=self.chains, grad=True).values():
-            if not site.weightless:
+            if not (site.weightless or site.observed):
                 total = total + self._draw.per_datum(site, site.value).reshape(u.shape[:2])
         return total
 

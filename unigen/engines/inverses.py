@@ -7,13 +7,16 @@ weights that have moved since, and nothing says so. So the engine lets transform
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from pyro.distributions.transforms import Permute
-from torch.distributions import transforms
+from torch import Tensor, nn
+from torch.distributions import Independent, transforms
 
-__all__ = ["forget", "without_inverse"]
+__all__ = ["forget", "rounding", "without_inverse"]
 
 FIXED = (
     transforms.CorrCholeskyTransform,
@@ -44,6 +47,32 @@ def without_inverse(fn: Any, error: Exception) -> str:
     # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
     missing = not str(error) or "intermediates cache" in str(error)
     return ", ".join(type(transform).__name__ for transform in fn.transforms) if missing else ""
+
+
+@torch.no_grad()
+def rounding(fn: Any, value: Tensor) -> Tensor | None:
+    """Return how far the log density of a flow at ``value`` is from what double precision gives, None of what is no flow.
+
+    A trained flow stretches space by powers of ten here and there, and its inverse, computed anew, loses as many digits.
+    """
+    flow = fn.base_dist if isinstance(fn, Independent) else fn
+    if not any(
+        isinstance(part, nn.Module) for transform in getattr(flow, "transforms", ()) for part in _parts(transform)
+    ):
+        return None
+    forget(fn)
+    exact = copy.deepcopy(fn)
+    for transform in (exact.base_dist if isinstance(exact, Independent) else exact).transforms:
+        for part in _parts(transform):
+            if isinstance(part, nn.Module):
+                part.double()
+    try:
+        difference = fn.log_prob(value.clone()).double() - exact.log_prob(value.double())
+    except (RuntimeError, NotImplementedError, KeyError):  # without an inverse, or of networks that it does not hold
+        return None
+    finally:
+        forget(fn)
+    return difference.abs()
 
 
 def _parts(transform: Any) -> Iterator[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unigen.engines.eager import draw
+from unigen.engines.inverses import rounding
 from unigen.engines.probes import check_dreams
 from unigen.engines.programs import Programs, device_of
 from unigen.evaluate.latents import recycled
@@ -22,6 +24,7 @@ from unigen.streams import isolated
 __all__ = ["Samples", "reconstruct", "sample"]
 
 GIBBS_SWEEPS = 1000
+MOST_ROUNDING, MOST_OFF = 1e-4, 1e-3  # nats a dimension, and the share of samples that may have more
 MOST_CHECKED = 100  # rows of a dream that is looked at before the one that is wanted
 
 
@@ -59,6 +62,7 @@ def sample(pair: Pair, n: int, like: Any, seed: int = 0) -> Samples:
         data |= {name: data[name][torch.arange(n, device=device_of(data)) % len(data[name])]}
         sites = Programs(pair).run("model", data, dream=True, detach=True)
         site = sites[name]
+        _warn_of_rounding(name, site.fn, site.value)
         mean = _mean(site.fn, site.value)
         if "y" in sites and isinstance(sites["y"].fn, Stratified):  # an adversarial pair: keep what it generated
             made = sites["y"].value < 0.5
@@ -76,6 +80,21 @@ def reconstruct(pair: Pair, x: Any, seed: int = 0) -> Tensor | None:
             return None
         site = sample_of_z.sites("model")[Programs(pair).layout(data).x]
         return _mean(site.fn, site.value)
+
+
+def _warn_of_rounding(name: str, fn: Any, value: Tensor) -> None:
+    difference = rounding(fn, value) if value.dtype != torch.float64 else None
+    if difference is None:
+        return
+    most = MOST_ROUNDING * fn.event_shape.numel()
+    share = float((difference > most).double().mean())
+    if share > MOST_OFF:
+        warnings.warn(
+            f"the flow of site '{name}' is steep for {str(value.dtype).removeprefix('torch.')}: log p of {100 * share:.2g}% of its "
+            f"samples is off by more than {most:g} nats, by up to {float(difference.max()):.2g}; take the pair in double "
+            "precision, pair.double(), where densities of samples count",
+            stacklevel=3,
+        )
 
 
 def _mean(fn: Any, value: Tensor) -> Tensor:

@@ -263,6 +263,57 @@ def test_a_support_that_is_left_costs_infinity(p, q):
     assert f_divergence_between("jensen_shannon", p, q, samples=1000).value.isfinite()
 
 
+BETWEEN = {
+    "kullback_leibler": kullback_leibler_between,
+    "cross_entropy": cross_entropy_between,
+    "jensen_shannon": jensen_shannon_between,
+    "squared_hellinger": lambda p, q, samples=None, **more: f_divergence_between(
+        "squared_hellinger", p, q, samples, **more
+    ),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+def test_finite_supports_broadcast_whichever_batch_is_wider(between):
+    rows = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.25, 0.4, 0.35]], dtype=torch.float64)
+    bits = t(0.3, 0.6, 0.5)
+    for family, given in ((dist.Categorical, rows), (dist.Bernoulli, bits)):
+        alone = torch.stack([torch.stack([between(family(a), family(b)).value for b in given]) for a in given])
+        for found, expected in (
+            (between(family(given[0]), family(given)), alone[0]),
+            (between(family(given), family(given[0])), alone[:, 0]),
+            (between(family(given[:2, None]), family(given)), alone[:2]),
+        ):
+            assert found.exact and found.standard_error.shape == expected.shape
+            torch.testing.assert_close(found.value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+def test_samples_broadcast_whichever_batch_is_wider(between, seed):
+    one, rows = dist.Laplace(t(0.2), t(0.7)), dist.StudentT(t(5.0, 8.0, 5.0), t(-1.0, 0.0, 2.0), t(1.0))
+    for p, q in ((one, rows), (rows, one)):
+        found = between(p, q, N, seed=seed)
+        for row in range(3):
+            third = dist.StudentT(rows.df[row], rows.loc[row], t(1.0))
+            alone = between(*((one, third) if p is one else (third, one)), N, seed=seed + 10)
+            error = math.hypot(found.standard_error[row].item(), alone.standard_error.item())
+            assert abs(found.value[row].item() - alone.value.item()) < 6 * error
+
+
+def test_a_poisson_of_rate_zero_is_a_point():
+    found = kullback_leibler_between(dist.Poisson(t(0.0, 0.0, 1.0)), dist.Poisson(t(1.0, 0.0, 0.0)))
+    assert found.exact and found.value.tolist() == [1.0, 0.0, INF]
+    rows = (dist.Poisson(t(0.0, 2.0)).to_event(1), dist.Poisson(t(1.5, 1.0)).to_event(1))
+    assert kullback_leibler_between(*rows).value.item() == pytest.approx(1.5 + 2 * LOG_2 - 1)
+
+
+def test_an_estimate_of_which_one_half_is_closed_is_an_estimate():
+    table, counts = dist.Categorical(t(0.5, 0.5)), dist.Poisson(t(1.0))
+    for p, q in ((table, counts), (counts, table)):
+        found = jensen_shannon_between(p, q, samples=100)
+        assert not found.exact and found.samples == 100 and found.standard_error > 0
+
+
 def test_disjoint_supports_are_log_two_apart():
     p, q = dist.Uniform(t(0.0), t(1.0)), dist.Uniform(t(2.0), t(3.0))
     assert jensen_shannon_between(p, q, 100).value.item() == pytest.approx(math.log(2), abs=1e-14)
@@ -285,6 +336,8 @@ def test_refusals():
         entropy_of(p, samples=1)
     with pytest.raises(ValueError, match="event shapes"):
         kullback_leibler_between(dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pytest.raises(ValueError, match=r"batch shapes \(2,\) and \(3,\); expected shapes that broadcast"):
+        kullback_leibler_between(dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(3), 1.0))
     with pytest.raises(ValueError, match="nearest name is 'pearson'"):
         f_divergence_between("peerson", p, p, 10)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Categorical, Independent, kl_divergence
+from torch.distributions import Bernoulli, Binomial, Categorical, Independent, Poisson, kl_divergence
 
 from unigen.divergences.discrete import nats_per_unit
 from unigen.divergences.family import f_divergence
@@ -135,16 +135,36 @@ def _formula(closed: Callable[[], Tensor]) -> Tensor | None:
         return None
 
 
+def _closed_kullback_leibler(p: Any, q: Any) -> Tensor:
+    """Torch's formula, with 0 log 0 = 0 in that of two Poissons; NotImplementedError where there is none."""
+    if isinstance(p, Independent) and isinstance(q, Independent) and p.base_dist.event_shape == q.base_dist.event_shape:
+        inner = _closed_kullback_leibler(p.base_dist, q.base_dist)
+        return inner.sum(tuple(range(-p.reinterpreted_batch_ndims, 0)))
+    if isinstance(p, Poisson) and isinstance(q, Poisson):
+        return torch.xlogy(p.rate, p.rate) - torch.xlogy(p.rate, q.rate) - p.rate + q.rate
+    return kl_divergence(p, q)
+
+
 def _named(*distributions: Any) -> str:
     return " and ".join(type(distribution).__name__ for distribution in distributions)
 
 
-def _check_fit(p: Any, q: Any) -> None:
+def _fitted(p: Any, q: Any) -> tuple[Any, Any]:
+    """p and q, of one event shape, over the batch that their batches broadcast to; both are then drawn and summed over it."""
     if p.event_shape != q.event_shape:
         raise ValueError(
             f"The distributions have event shapes {tuple(p.event_shape)} and {tuple(q.event_shape)}; expected one shape "
             "(to_event moves batch dimensions into the event)."
         )
+    try:
+        batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"The distributions have batch shapes {tuple(p.batch_shape)} and {tuple(q.batch_shape)}; expected shapes that "
+            "broadcast."
+        ) from None
+    p, q = (each if each.batch_shape == batch else each.expand(batch) for each in (p, q))
+    return p, q
 
 
 def _expectation(
@@ -186,8 +206,8 @@ def cross_entropy_between(p: Any, q: Any, samples: int | None = None, base: floa
 
     Theory: cross-entropy-excess, monte-carlo [cover2006].
     """
-    _check_fit(p, q)
-    closed = None if _outcomes(p) is not None else _formula(lambda: p.entropy() + kl_divergence(p, q))
+    p, q = _fitted(p, q)
+    closed = None if _outcomes(p) is not None else _formula(lambda: p.entropy() + _closed_kullback_leibler(p, q))
     if closed is not None:
         return _exact(closed, base)
     return _expectation(p, lambda x: -_log_prob(q, x), samples, base, seed, f"the cross-entropy of {_named(p, q)}")
@@ -208,9 +228,9 @@ def kullback_leibler_between(
 
     Theory: monte-carlo, kl-of-normals [kullback1951].
     """
-    _check_fit(p, q)
+    p, q = _fitted(p, q)
     # A table before a formula: torch's formulas for tables miss zeros that are given as probabilities.
-    closed = None if _outcomes(p) is not None else _formula(lambda: kl_divergence(p, q))
+    closed = None if _outcomes(p) is not None else _formula(lambda: _closed_kullback_leibler(p, q))
     if closed is not None:
         return _exact(closed, base)
     what = f"KL({_named(p)} || {_named(q)})"
@@ -225,7 +245,7 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
 
     Theory: jensen-shannon, monte-carlo [lin1991].
     """
-    _check_fit(p, q)
+    p, q = _fitted(p, q)
 
     def excess(own: Any, other: Any) -> Callable[[Tensor], Tensor]:
         # log p - log (p + q)/2 = log 2 - log(1 + q/p), finite wherever p is positive
@@ -237,7 +257,7 @@ def jensen_shannon_between(p: Any, q: Any, samples: int | None = None, base: flo
         for side, (own, other) in enumerate(((p, q), (q, p)))
     ]
     error = torch.sqrt(halves[0].standard_error ** 2 + halves[1].standard_error ** 2) / 2
-    return Estimate((halves[0].value + halves[1].value) / 2, error, halves[0].samples)
+    return Estimate((halves[0].value + halves[1].value) / 2, error, max(half.samples for half in halves))
 
 
 def f_divergence_between(
@@ -251,7 +271,7 @@ def f_divergence_between(
 
     Theory: f-divergence-is-tight, monte-carlo [nowozin2016].
     """
-    _check_fit(p, q)
+    p, q = _fitted(p, q)
     divergence = f_divergence(name)
     unit = divergence.unit(base)
     what = f"the f-divergence {name} of {_named(p, q)}"

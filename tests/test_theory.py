@@ -7,6 +7,7 @@ import secrets
 import statistics
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from identities.exact import expected, on_samples
 from identities.identity import distance, stack
 from identities.tables import gan_pair, latent_pair
 
-from unigen import routines
+from unigen import objectives, routines
 from unigen.engines import eager
+from unigen.kernels import Gibbs
 
 IDENTITIES = identities()
 EXACT, QUADRATURE = 1e-10, 1e-8
@@ -85,6 +87,25 @@ def test_every_numbered_statement_of_the_unified_view() -> None:
         assert source.startswith("Hu, Yang") or "Hu, Yang" in source, statement
         number = statement.split(",")[0].removeprefix("Eq. ")
         assert number in source, f"{name} does not cite {statement}"
+
+
+NAMED = {  # what an identity must run, not merely name: without it there is nothing to check
+    "score-has-mean-zero": (objectives.log_p, objectives.log_q),
+    "gibbs-leaves-the-model": (Gibbs.__call__,),
+    "positive-and-negative-phase": (routines.contrastive_divergence.declaration, Gibbs.__call__),
+    "mmd-is-unbiased": (objectives.Mmd.__call__,),
+    "f-divergence-is-bounded": (objectives.FGan.__call__,),
+}
+
+
+@pytest.mark.parametrize(("name", "function"), [(name, each) for name, many in NAMED.items() for each in many])
+def test_identity_runs_what_it_names(name: str, function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(function, "__code__", broken.__code__)
+    with pytest.raises(ZeroDivisionError):
+        residual(IDENTITIES[name], 1)
 
 
 # -- the checker itself --------------------------------------------------------------------------------------------------

@@ -20,17 +20,19 @@ from identities.tables import latent_pair, normals, rows_of, scatter, simplex
 from unigen import routines
 from unigen.engines.programs import Programs, unreached
 from unigen.networks import Baseline
-from unigen.objectives import elbo, log_q
+from unigen.objectives import elbo, log_p, log_q, log_weight
 from unigen.pair import Pair
 from unigen.pairs import sigmoid_belief
 from unigen.phases import (
     PHI,
     THETA,
+    Enumerate,
     LeaveOneOut,
     Pathwise,
     Phase,
     ScoreFunction,
     Sleep,
+    Tilted,
     Wake,
 )
 from unigen.streams import isolated
@@ -182,14 +184,29 @@ def local_signals_have_no_bias(generator: Generator, wrong: bool) -> Sides:
     "the score under the other program's samples",
 )
 def score_has_mean_zero(generator: Generator, wrong: bool) -> Sides:
+    def flat(draw: Any) -> Tensor:
+        return 0 * draw.log_q
+
     def one(draw: Any) -> Tensor:
-        return 1 + 0 * draw.log_q
+        return 1 + 0 * (draw.log_p + draw.log_q)
 
     pair, tables = latent_pair(generator)
-    p, noise = simplex(generator, 3), normals(generator)
-    mean = expected(Phase(one, Wake(), PHI, estimator=ScoreFunction()), pair, rows_of(p)).gradient
-    entropy = expected(Phase(log_q, Wake(), PHI, estimator=ScoreFunction()), pair, rows_of(p)).gradient
-    held = tables.posterior.detach() if wrong else tables.q.detach()
-    score = noise * gradient((p[:, None] * held * tables.q.log()).sum(), pair, "phi")
-    exact = gradient((p[:, None] * tables.q * tables.q.log().detach()).sum(), pair, "phi")
-    return stack(mean, score, entropy), stack(torch.zeros(len(mean) * 2), exact)
+    p, empty = rows_of(simplex(generator, 3)), [(1.0, torch.zeros(1, dtype=torch.long))]
+    evidence = rows_of(tables.log_evidence.exp().detach())
+    # weights are held fixed: those of log w make the draws the model's posterior, flat ones leave them the guide's
+    scores = [
+        expected(Phase(log_p, Tilted(Enumerate(), log_weight), THETA), pair, evidence).gradient,
+        expected(Phase(log_q, Tilted(Enumerate(), log_weight if wrong else flat), PHI), pair, p).gradient,
+        expected(Phase(one, Sleep(), THETA, estimator=ScoreFunction()), pair, empty).gradient,
+        expected(Phase(one, Wake(), PHI, estimator=ScoreFunction()), pair, p).gradient,
+    ]
+    entropies = [  # the engine leaves the mean of a score out of both
+        expected(Phase(log_p, Sleep(), THETA, estimator=ScoreFunction()), pair, empty).gradient,
+        expected(Phase(log_q, Wake(), PHI, estimator=ScoreFunction()), pair, p).gradient,
+    ]
+    share = torch.stack([row for row, _ in p])
+    exact = [
+        gradient((tables.log_joint.exp() * tables.log_joint.detach()).sum(), pair, "theta"),
+        gradient((share[:, None] * tables.q * tables.q.log().detach()).sum(), pair, "phi"),
+    ]
+    return stack(*scores, *entropies), stack(*map(torch.zeros_like, scores), *exact)

@@ -18,13 +18,14 @@ from pyro.distributions import Independent, Normal
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unigen.engines import eager
 from unigen.engines.draw import Draw, Programs
 from unigen.pair import Pair
 from unigen.phases import Enumerate, Expectation, Phase, Tilted
 
-__all__ = ["Mean", "drawn", "expected", "gradient", "hermite", "on_samples", "weights_of"]
+__all__ = ["Bits", "Mean", "drawn", "expected", "gradient", "hermite", "on_samples", "weights_of"]
 
 
 def hermite(count: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +166,25 @@ def on_samples(phase: Phase, pair: Pair, x: Any, values: dict[str, Tensor]) -> M
         with _Script(_given(values)):
             value, slope = _run(phase, pair, x)
     return Mean(value, slope, slope.square())
+
+
+class Bits(TorchFunctionMode):
+    """Put scripted bits, one tensor a call, in the place of what ``torch.bernoulli`` draws, as a Markov kernel calls it.
+
+    ``probability``: that of the bits of each row.
+    """
+
+    def __init__(self, *values: Tensor) -> None:
+        super().__init__()
+        self.values = list(values)
+        self.probability = torch.ones((), dtype=torch.float64)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.bernoulli:
+            return func(*args, **(kwargs or {}))
+        value = self.values.pop(0)
+        self.probability = self.probability * torch.where(value > 0, args[0], 1 - args[0]).prod(-1)
+        return value
 
 
 def drawn(expectation: Expectation, pair: Pair, x: Any, values: dict[str, Tensor] | None = None) -> Draw:

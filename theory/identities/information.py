@@ -6,15 +6,17 @@ H(p) = -sum p log p; KL(p || q) = sum p log(p/q); JS is the mean KL to the mixtu
 from __future__ import annotations
 
 import math
-from itertools import permutations, product
+from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import torch
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
-from identities.exact import hermite
+from identities.adversarial import generated, set_odds
+from identities.exact import expected, hermite
 from identities.identity import Sides, identity, stack
-from identities.tables import normals, simplex
+from identities.tables import gan_pair, normals, rows_of, simplex
 from unigen import divergences
 from unigen.divergences import (
     cross_entropy,
@@ -28,6 +30,8 @@ from unigen.divergences import (
     mmd_squared,
     wasserstein_1,
 )
+from unigen.objectives import FGan, Mmd
+from unigen.phases import PHI, Phase, Sleep
 
 __all__ = [
     "conditional_entropy",
@@ -298,20 +302,24 @@ def f_divergence_is_tight(generator: Generator, wrong: bool) -> Sides:
     "the critic itself in the place of its conjugate",
 )
 def f_divergence_is_bounded(generator: Generator, wrong: bool) -> Sides:
-    p, q, v = simplex(generator, 5), simplex(generator, 5), normals(generator, 40, 5)
-    above = []
-    for divergence in f_divergences.values():
+    pair, p, v = gan_pair(generator, symbols=2), simplex(generator, 2), normals(generator, 40, 2)
+    q = generated(pair).detach()
+    set_odds(pair, v[0])
+    climbed, bounds, above = [], [], []
+    for name, divergence in f_divergences.items():
+        climbed.append(expected(Phase(FGan(name), Sleep(), PHI), pair, rows_of(p)).value)
         critic = divergence.activation(v)
         second = divergence.conjugate_of_activation(v)
         if wrong:  # near the best critic, where the bound has no room
             critic = second = divergence.optimal_critic(p / q)
-        bound = (p * critic).sum(-1) - (q * second).sum(-1)
-        above.append(torch.relu(bound - divergence.value(p, q)).max())
-    return stack(*above), torch.zeros(len(above), dtype=torch.float64)
+        bound = (p * critic - q * second).sum(-1)
+        bounds.append(bound[0] if bound.dim() else bound)
+        above.append(torch.relu(bound - (q * divergence.f(p / q)).sum()).max())
+    return stack(*climbed, *above), stack(*bounds, *map(torch.zeros_like, above))
 
 
 @identity(
-    "E MMD^2_u = sum_ij (p_i - q_i) k(i, j) (p_j - q_j): the U-statistic has no bias, and mean 0 where p = q",
+    "E MMD^2_u = sum_ij (p_i - q_i) k(i, j) (p_j - q_j): the U-statistic has no bias, nor given the data has the objective",
     "Gretton et al. 2012",
     ("unigen.divergences.mmd_squared", "unigen.objectives.Mmd"),
     ("A10",),
@@ -331,4 +339,12 @@ def mmd_is_unbiased(generator: Generator, wrong: bool) -> Sides:
             mean = mean + p[a] * p[b] * q[c] * q[d] * statistic
         left.append(mean)
         right.append((p - q) @ gram @ (p - q))
+    for real in combinations(range(3), 2):  # as an objective, in units of the distance of the data
+        mean = torch.zeros((), dtype=torch.float64)
+        for made in product(range(3), repeat=2):
+            mean = mean - p[list(made)].prod() * Mmd((0.7, 1.5))(SimpleNamespace(x=points[[*real, *made]], depth=1))
+        square = (points - points.T) ** 2 / (points[real[0]] - points[real[1]]) ** 2
+        gram = torch.stack([(-square / (2 * w**2)).exp() for w in (0.7, 1.5)]).mean(0)
+        left.append(mean)
+        right.append(gram[real] + p @ gram @ p - (gram[list(real)] @ p).sum())
     return stack(*left), stack(*right)

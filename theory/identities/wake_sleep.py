@@ -15,11 +15,13 @@ import torch
 from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
-from identities.exact import expected, gradient
+from identities.exact import Bits, expected, gradient, on_samples
 from identities.identity import Sides, identity, stack
 from identities.tables import latent_pair, rows_of, scatter, simplex
 from unigen import routines
 from unigen.divergences import kullback_leibler_divergence
+from unigen.engines.programs import Programs
+from unigen.kernels import Gibbs
 from unigen.pair import Pair
 from unigen.pairs import rbm
 
@@ -173,6 +175,11 @@ def _bits(count: int) -> Tensor:
     return torch.tensor(list(product((0.0, 1.0), repeat=count)), dtype=torch.float64)
 
 
+def _places(x: Tensor) -> Tensor:
+    """Return the places in ``_bits`` of rows of bits."""
+    return (x @ 2.0 ** torch.arange(x.shape[-1] - 1, -1, -1, dtype=x.dtype)).long()
+
+
 @identity(
     "sum_x p(x) K(x -> x') = p(x'), K: h ~ p(h|x), x' ~ p(x'|h), and log Z = log sum_x exp(-F(x))",
     "Geman & Geman 1984; Hinton 2002",
@@ -187,10 +194,13 @@ def gibbs_leaves_the_model(generator: Generator, wrong: bool) -> Sides:
     log_p = machine.log_prob(x) - machine.log_partition()
     weight, visible, hidden = pair.model.weight, pair.model.visible, pair.model.hidden
     up = torch.sigmoid(x @ weight + hidden)  # p(h = 1|x)
-    h_given_x = torch.where(h > 0, up[:, None], 1 - up[:, None]).prod(-1)
-    down = torch.sigmoid((up if wrong else h) @ weight.T + visible)
-    x_given = torch.where(x > 0, down[:, None], 1 - down[:, None]).prod(-1)  # (h or x, x')
-    kernel = x_given if wrong else h_given_x @ x_given
+    down = torch.sigmoid(up @ weight.T + visible)
+    kernel = torch.where(x > 0, down[:, None], 1 - down[:, None]).prod(-1)  # (x, x'), h at its mean
+    if not wrong:
+        start, middle, end = (rows.flatten() for rows in torch.meshgrid(*map(torch.arange, (8, 4, 8)), indexing="ij"))
+        with Bits(h[middle], x[end]) as bits:
+            moved = Gibbs()(Programs(pair), {"x": x[start]})["x"]
+        kernel = torch.zeros_like(kernel).index_put((start, _places(moved)), bits.probability, accumulate=True)
     energy = torch.einsum("xd,dh,jh->xj", x, weight, h) + (x @ visible)[:, None] + h @ hidden
     by_hand = torch.logsumexp(energy.reshape(-1), 0)
     return stack(log_p.exp() @ kernel, machine.log_partition()), stack(log_p.exp(), by_hand)
@@ -201,23 +211,32 @@ def gibbs_leaves_the_model(generator: Generator, wrong: bool) -> Sides:
     "Ackley, Hinton & Sejnowski 1985; Hinton 2002",
     ("unigen.routines.contrastive_divergence", "unigen.pairs.rbm"),
     ("C5",),
-    "the negative phase left out",
+    "the chain started at the data",
 )
 def positive_and_negative_phase(generator: Generator, wrong: bool) -> Sides:
-    pair: Any = scatter(rbm(3, 2), generator)
-    x, h, p = _bits(3), _bits(2), simplex(generator, 8)
+    pair: Any = scatter(rbm(2, 2), generator)
+    x = h = _bits(2)
+    data = x[torch.randint(4, (5,), generator=generator)]
+    p = torch.bincount(_places(data), minlength=4).double() / 5
     machine = pair.model.distribution
-    likelihood = (p * (machine.log_prob(x) - machine.log_partition())).sum()
-    left = gradient(likelihood, pair, "theta")
+    log_p = machine.log_prob(x) - machine.log_partition()
+    likelihood = gradient((p * log_p).sum(), pair, "theta", keep=True)
+    phase = routines.contrastive_divergence(1, persistent=True)[0]
+    engine = torch.zeros_like(likelihood)  # its mean over chains that start in the model
+    for place, middle, end in product(range(4), repeat=3):
+        pair.chains[str(phase.against)] = x[place].expand_as(data)
+        with Bits(h[middle].expand(5, 2), x[end].expand(5, 2)) as bits:
+            slope = on_samples(phase, pair, data, {}).gradient
+        engine += (p if wrong else log_p.detach().exp())[place] * bits.probability[0].detach() * slope
     weight, visible, hidden = pair.model.weight.detach(), pair.model.visible.detach(), pair.model.hidden.detach()
     energy = torch.einsum("xd,dh,jh->xj", x, weight, h) + (x @ visible)[:, None] + h @ hidden
-    joint = torch.softmax(energy.reshape(-1), 0).reshape(8, 4)
-    clamped = p[:, None] * torch.softmax(energy, -1)
-    contrast = clamped if wrong else clamped - joint
+    joint = torch.softmax(energy.reshape(-1), 0).reshape(4, 4)
+    contrast = p[:, None] * torch.softmax(energy, -1) - joint
     names = [name for name, _ in pair.named_group("theta")]
     moments = {
         "weight": torch.einsum("xj,xd,jh->dh", contrast, x, h),
         "visible": contrast.sum(1) @ x,
         "hidden": contrast.sum(0) @ h,
     }
-    return left, stack(*[moments[name] for name in names])
+    by_hand = stack(*[moments[name] for name in names])
+    return stack(engine, likelihood), stack(by_hand, by_hand)

@@ -91,6 +91,11 @@ def good_guide(linear: Any, x: Tensor) -> None:
         pyro.sample("z", normal(linear(x)))
 
 
+def guide_of_two(linear: Any, x: Tensor) -> None:
+    with pyro.plate(PLATE, len(x)):
+        pyro.sample("z", dist.Categorical(logits=linear(x) + torch.tensor([0.0, 0.0, -torch.inf])))
+
+
 def pair_of(model: Callable[..., None] = good_model, guide: Callable[..., None] = good_guide, **settings: Any) -> Pair:
     return Pair(Program(model, inputs=2), Program(guide, 2), **settings)
 
@@ -452,6 +457,17 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         ),
         ("'z'", "2 values in the guide (Categorical)", "3 in the model"),
     ),
+    **{
+        f"a guide that excludes a value, {name}": (
+            lambda routine=routine: (
+                routine,
+                Pair(mixture(3, torch.randn(ROWS, DIMENSION)).model, Program(guide_of_two, 3)),
+                torch.randn(ROWS, DIMENSION),
+            ),
+            ("some value of z probability 0", "in the place of -inf"),
+        )
+        for name, routine in (("em", routines.em(False)), ("distillation", routines.rule_distillation))
+    },
     "leave one out, one particle": (
         lambda: (left_out(1), bits_pair(), rows()),
         ("LeaveOneOut", "two particles", "Wake(1)"),
@@ -665,6 +681,10 @@ PAIRINGS: dict[str, tuple[Callable[[], Pairing], tuple[str, ...]]] = {
         lambda: (routines.mmd, pair_of(bits_of_a_game, player), rows()),
         ("'made'", "couples", "reparameterizable"),
     ),
+    "mmd of data that are all the same": (
+        lambda: (routines.mmd, adversarial(shared()), torch.ones(ROWS, DIMENSION)),
+        ("widths of Mmd", "rows differ"),
+    ),
     "gibbs of a flow": (
         lambda: (routines.contrastive_divergence, flow(DIMENSION, steps=1), rows()),
         ("'x'", "Gibbs", "Langevin"),
@@ -836,6 +856,8 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "chain of no steps": (lambda: Chain(Gibbs(), 0), ("steps", "0")),
     "iwae of none": (lambda: routines.iwae(0), ("particles", "0")),
     "clip": (lambda: routines.wgan(clip=-0.01), ("-0.01", "positive")),
+    "penalty": (lambda: routines.wgan_gp(penalty=-3), ("the penalty's weight is a number from 0; got -3",)),
+    "beta": (lambda: routines.by_name("beta_vae(-1)"), ("beta is a number from 0; got -1",)),
     "no phases": (lambda: Routine(()), ("non-empty", "phases")),
     "phases that are none": (lambda: Routine((elbo,)), ("phases",)),  # type: ignore[arg-type]
     "f-divergence": (lambda: FGan("jensen_shanon"), ("jensen_shannon",)),

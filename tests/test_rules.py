@@ -153,8 +153,8 @@ def test_a_teacher_needs_every_value():
     [
         (lambda: routines.rule_distillation("constraint"), "a rule's truth is a function of a draw"),
         (lambda: routines.rule_distillation(()), "rules are functions of a draw, such as Rule"),
-        (lambda: routines.rule_distillation(share=1.5), "the share is a number from 0 to 1; got share=1.5"),
-        (lambda: routines.rule_distillation(strength=-1), "the strength is a number from 0; got strength=-1"),
+        (lambda: routines.rule_distillation(share=1.5), "the share is a number from 0 to 1; got 1.5"),
+        (lambda: routines.rule_distillation(strength=-1), "the strength is a number from 0; got -1"),
         (lambda: routines.rule_distillation(strength=float("inf")), "the strength is a number from 0"),
         (lambda: Rule(log_q, -0.5), "a rule's confidence is a number from 0; got -0.5"),
         (lambda: Rule(log_q, float("nan")), "a rule's confidence is a number from 0; got nan"),

@@ -8,13 +8,12 @@ q* ~ p exp(-C Σ λ (1 - r)): ``unigen.objectives.Imitation``, ``unigen.routines
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from unigen.phases import Objective, name_of
+from unigen.phases import Objective, check_number, name_of
 
 __all__ = ["Rule", "conjunction", "disjunction", "imitation_share", "implication", "negation", "plausibility"]
 
@@ -81,7 +80,7 @@ class Rule:
     def __post_init__(self) -> None:
         if not callable(self.truth):
             raise ValueError(f"a rule's truth is a function of a draw with values in [0, 1]; got {str(self.truth):.80}")
-        _check_number("a rule's confidence", self.confidence, math.inf)
+        check_number("a rule's confidence", self.confidence)
 
     def __call__(self, draw: Any) -> Tensor:
         return -self.confidence * (1 - self.truth(draw))
@@ -102,11 +101,6 @@ def imitation_share(step: int, bound: float = 0.9, decay: float = 0.9) -> float:
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"the imitation share is of a step from 0; got {step!r}")
-    _check_number("bound", bound, 1.0)
-    _check_number("decay", decay, 1.0)
+    check_number("bound", bound, 1.0)
+    check_number("decay", decay, 1.0)
     return min(bound, 1 - decay**step)
-
-
-def _check_number(name: str, value: Any, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
-        raise ValueError(f"{name} is a number from 0{f' to {most:g}' if most < math.inf else ''}; got {str(value):.80}")

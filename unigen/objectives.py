@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unigen.divergences import FDivergence, f_divergence, gaussian_kernel, mmd_squared
-from unigen.phases import Objective, name_of
+from unigen.phases import Objective, check_number, name_of
 
 __all__ = [
     "Activated",
@@ -120,6 +120,9 @@ class BetaElbo:
 
     beta: float
 
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta)
+
     def __call__(self, draw: Any) -> Tensor:
         return draw.log_likelihood + self.beta * (draw.log_prior - draw.log_q)
 
@@ -180,6 +183,9 @@ class GradientPenalized:
 
     weight: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_number("the penalty's weight", self.weight)
+
     def __call__(self, draw: Any) -> Tensor:
         rows = draw.depth  # an event has any shape
         real, generated = (half.detach() for half in _halves(draw, draw.x, rows - 1))
@@ -228,6 +234,10 @@ class Mmd:
     def __call__(self, draw: Any) -> Tensor:
         real, generated = _halves(draw, draw.x.flatten(draw.depth), -2)
         scale = (2 * real.detach().var(-2).sum()).sqrt()
+        if draw.dry and scale == 0:
+            raise ValueError(
+                "the widths of Mmd are fractions of the distance between data; give a batch whose rows differ"
+            )
         return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
 
 
@@ -328,16 +338,8 @@ class Imitation:
     def __post_init__(self) -> None:
         if not self.rules or not all(callable(rule) for rule in self.rules):
             raise ValueError(f"rules are functions of a draw, such as Rule(truth); got {str(self.rules):.80}")
-        for name, value, most in (("strength", self.strength, math.inf), ("share", self.share, 1)):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 <= value <= most
-                or value == math.inf
-            ):
-                raise ValueError(
-                    f"the {name} is a number from 0{' to 1' if most == 1 else ''}; got {name}={str(value):.80}"
-                )
+        check_number("the strength", self.strength)
+        check_number("the share", self.share, 1)
 
     def __call__(self, draw: Any) -> Tensor:
         if not draw.enumerated:

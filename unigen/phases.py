@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -233,6 +234,12 @@ class ClipWeights:
     def __call__(self, parameters: list[Any]) -> None:
         for parameter in parameters:
             parameter.clamp_(-self.bound, self.bound)
+
+
+def check_number(name: str, value: Any, most: float = inf) -> None:
+    """Refuse what is no finite number from 0 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= most or value == inf:
+        raise ValueError(f"{name} is a number from 0{f' to {most:g}' if most < inf else ''}; got {str(value):.80}")
 
 
 def name_of(objective: Objective) -> str:

@@ -138,6 +138,11 @@ class Draw:
         return self[self.programs.layout(self.data).x]
 
     @property
+    def dry(self) -> bool:
+        """Whether this is a trial of the phase, which looks at values as a step does not."""
+        return self.programs.dry
+
+    @property
     def latents(self) -> list[str]:
         """The names of the model's unobserved sites."""
         return [site.name for site in self.sites("model").values() if not site.observed]
@@ -261,7 +266,7 @@ class Draw:
 
     def check_repeats(self, again: Tensor, first: Callable[[], Tensor], which: str) -> None:
         """Refuse, in a trial, a program that has another density where it is run again at the same values."""
-        if self.programs.dry and not torch.allclose(again.detach(), first().detach(), rtol=1e-2, atol=1e-2):
+        if self.dry and not torch.allclose(again.detach(), first().detach(), rtol=1e-2, atol=1e-2):
             raise PairError(
                 f"{type(self.programs.estimator).__name__} runs the {which} twice, and at the same values its density changes: it "
                 "is random beyond its sample statements, as by dropout; put those layers into evaluation mode, or leave the "

@@ -86,6 +86,11 @@ def _tilted(expectation: Tilted, programs: Programs, data: dict[str, Any]) -> Dr
     result = draw(expectation.base, programs.without_gradient_through_samples(), data)
     log_w = expectation.log_w(result).detach()
     if result.log_base is not None:
+        if result.dry and bool((result.log_base == -math.inf).any()):
+            raise PairError(
+                f"the guide gives some value of {', '.join(result.sites('guide'))} probability 0, which no weight can undo; give "
+                "every value some, such as a logit of -50 in the place of -inf"
+            )
         log_w = log_w + result.log_base.detach()
     if log_w.dim() == 0 or (expectation.dim == 0 and result.particles is None):
         raise PairError(f"{expectation} has nothing to normalize over: give its base particles, or a batch of data")

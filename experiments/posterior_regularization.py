@@ -14,30 +14,30 @@ Run: python experiments/posterior_regularization.py
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from published import command_line
+from published import check_numbers, command_line, made_folder
 from torch import Tensor
 
 from unigen import Routine, fit, routines
 from unigen.data import Loader, load
+from unigen.durable import write_json
 from unigen.evaluate import log_likelihood, sample
 from unigen.optimizers import Falling, optimizers_for
 from unigen.pairs import flow
 from unigen.phases import Optimizer
-from unigen.settings import UsageError
+from unigen.settings import BOUNDS, UsageError
 from unigen.streams import isolated
 
 
 @dataclass
 class Settings:
     target: float = 0.7
-    """The share of samples that the constraint asks for on the right, between 0.5 and 0.75."""
+    """The share of samples that the constraint asks for on the right, between a quarter and three quarters."""
     steps: int = 3000
     """Steps of the constrained run; the free run takes twice as many, so that both move theta equally often."""
     batch_size: int = 500
@@ -81,6 +81,9 @@ def main(settings: Settings) -> dict[str, float]:
     middle = float(data.train[:, 0].median())
     share = float((data.train[:, 0] > middle).float().mean())
     alpha = strength(settings.target, share)
+    check_numbers(settings, steps=BOUNDS["steps"], batch_size=(1, len(data.train)), seeds=BOUNDS["seeds"])
+    if settings.out:
+        made_folder(Path(settings.out), file=True)
 
     def right(draw) -> Tensor:
         return (draw["x"][..., 0] > middle).to(draw["x"])
@@ -107,7 +110,7 @@ def main(settings: Settings) -> dict[str, float]:
     for name, value in found.items():
         print(f"{name:<24} {value:8.4f}")
     if settings.out:
-        Path(settings.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(settings.out), found)
     return found
 
 

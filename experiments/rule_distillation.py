@@ -14,7 +14,6 @@ Run: python experiments/rule_distillation.py
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -26,16 +25,18 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from published import command_line
+from published import check_numbers, command_line, made_folder
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, one_hot, pad
 from tqdm.auto import tqdm
 
 from unigen import Pair, fit, routines
 from unigen.data import Dataset, load
+from unigen.durable import write_json
 from unigen.logic import Rule, conjunction, imitation_share, implication, negation
 from unigen.optimizers import optimizers_for
 from unigen.phases import Optimizer
+from unigen.settings import BOUNDS
 from unigen.streams import isolated
 
 CLASSES = 10
@@ -125,11 +126,21 @@ def encloses_nothing(draw: Any) -> Tensor:
 RULES = (Rule(encloses), Rule(encloses_nothing))
 
 
+def fewest(data: Dataset) -> int:
+    """Return how many training digits the smallest class has."""
+    return int(torch.bincount(labels_of(data)).min())
+
+
+def labels_of(data: Dataset) -> Tensor:
+    """Return the training labels."""
+    if data.train_labels is None:
+        raise ValueError(f"{data.name} has no labels; take digits")
+    return data.train_labels
+
+
 def labelled_rows(data: Dataset, count: int, seed: int) -> Tensor:
     """Return the places of ``count`` training digits of each class, drawn by seed."""
-    labels = data.train_labels
-    if labels is None:
-        raise ValueError(f"{data.name} has no labels; take digits")
+    labels = labels_of(data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     return torch.cat([order[labels[order] == c][:count] for c in range(CLASSES)])
@@ -168,6 +179,12 @@ def run(
 def main(settings: Settings) -> dict[str, float]:
     """Run both arms on every seed; print and return means and standard errors."""
     data = load("digits", binarization="none")
+    check_numbers(
+        settings, labels=(1, fewest(data)), strength=(0, math.inf), bound=(0, 1), decay=(0, 1),
+        **{name: BOUNDS[name] for name in ("epochs", "steps", "batch_size", "seeds")},
+    )  # fmt: skip
+    if settings.out:
+        made_folder(Path(settings.out), file=True)
     rows, holes = [], hole(data.train)
     hidden = not sys.stderr.isatty()
     with tqdm(total=2 * len(settings.seeds) * settings.epochs, disable=hidden, unit="epoch") as bar:
@@ -185,7 +202,7 @@ def main(settings: Settings) -> dict[str, float]:
             error = f" +- {found[f'{name}, s.e.']:.4f}"
         print(f"{name:<22} {found[name]:.4f}{error}")
     if settings.out:
-        Path(settings.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(settings.out), found)
     return found
 
 

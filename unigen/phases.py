@@ -236,10 +236,12 @@ class ClipWeights:
             parameter.clamp_(-self.bound, self.bound)
 
 
-def check_number(name: str, value: Any, most: float = inf) -> None:
-    """Refuse what is no finite number from 0 to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= most or value == inf:
-        raise ValueError(f"{name} is a number from 0{f' to {most:g}' if most < inf else ''}; got {str(value):.80}")
+def check_number(name: str, value: Any, most: float = inf, least: float = 0) -> None:
+    """Refuse what is no finite number from ``least`` to ``most``."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not least <= value <= most or value == inf:
+        upper = f" to {most:g}" if most < inf else ""
+        raise ValueError(f"{name} is a number from {least:g}{upper}; got {str(value):.80}")
 
 
 def name_of(objective: Objective) -> str:

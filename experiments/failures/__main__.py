@@ -20,9 +20,12 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:
     sys.path.insert(0, str(HERE.parent))  # as a directory of modules, not a package that is installed
 
+from published import made_folder  # noqa: E402
+
 from failures import NAMES  # noqa: E402
 from failures.drawing import save  # noqa: E402
 from unigen.names import nearest  # noqa: E402
+from unigen.settings import UsageError  # noqa: E402
 
 
 @dataclass
@@ -37,12 +40,20 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the experiments, print their lines and write their figures; returns the exit code."""
+    if not options.only:
+        print(f"--only wants at least one failure; valid: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
     for name in options.only:
         if name not in NAMES:
             print(f"no failure {name!r}; {nearest(name, NAMES)}", file=sys.stderr)
             return 2
     if options.workers < 1:
         print(f"--workers must be positive; got {options.workers}", file=sys.stderr)
+        return 2
+    try:
+        made_folder(options.out)
+    except UsageError as error:
+        print(error, file=sys.stderr)
         return 2
     began = time.perf_counter()
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ from unigen.environment import environment
 from unigen.failures import failure
 from unigen.figures import number
 from unigen.lock import DirectoryInUse
+from unigen.phases import check_number
 from unigen.routines import by_name
 from unigen.settings import UsageError
 from unigen.signals import asked_to_end
+from unigen.stored import check_path
 
-__all__ = ["command_line", "named", "publish"]
+__all__ = ["check_numbers", "command_line", "made_folder", "named", "publish"]
 
 
 PLACES = ("directory", "out", "data_root")
@@ -44,6 +47,33 @@ def named(routines: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(by_name(text).name for text in routines))
     except ValueError as error:
         raise UsageError(f"--routines: {error}") from None
+
+
+def check_numbers(options: Any, **bounds: tuple[float, float]) -> None:
+    """Refuse a number of the options, each of several, that is not from the least to the greatest; ``UsageError``."""
+    for name, (least, most) in bounds.items():
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value == ():
+            raise UsageError(f"{option} wants at least one; got nothing")
+        for entry in value if isinstance(value, tuple) else (value,):
+            try:
+                check_number(option, entry, most, least)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+
+
+def made_folder(path: Path, file: bool = False) -> None:
+    """Make the folder that ``--out`` names, or that of the ``file`` it names; ``UsageError`` where it cannot be."""
+    folder = path.parent if file else path
+    if os.path.isfile(folder):
+        raise UsageError(f"--out {path} is or goes through a file; name a folder")
+    if file and os.path.isdir(path):
+        raise UsageError(f"--out {path} is a folder; name a file")
+    check_path(folder if os.path.isfile(path) else path, "--out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be made: {error.strerror}; give another name") from None
 
 
 def publish(

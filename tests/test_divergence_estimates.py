@@ -330,6 +330,13 @@ def test_the_plane_densities_have_the_entropy_they_state(name, seed):
     assert abs(values.mean().item() - density.entropy) < 6 * error + 1e-3
 
 
+class Pinned(torch.distributions.Normal):
+    """A distribution without a way to expand."""
+
+    def expand(self, batch_shape, _instance=None):
+        raise NotImplementedError
+
+
 def test_refusals():
     p = mixture(0.5, 1.0)
     with pytest.raises(ValueError, match="samples from 2; got 1"):
@@ -338,6 +345,8 @@ def test_refusals():
         kullback_leibler_between(dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pytest.raises(ValueError, match=r"batch shapes \(2,\) and \(3,\); expected shapes that broadcast"):
         kullback_leibler_between(dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match="Pinned are not both written to expand; give them one batch shape"):
+        kullback_leibler_between(dist.Normal(torch.zeros(2), 1.0), Pinned(0.0, 1.0))
     with pytest.raises(ValueError, match="nearest name is 'pearson'"):
         f_divergence_between("peerson", p, p, 10)
 

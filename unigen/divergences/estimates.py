@@ -163,7 +163,13 @@ def _fitted(p: Any, q: Any) -> tuple[Any, Any]:
             f"The distributions have batch shapes {tuple(p.batch_shape)} and {tuple(q.batch_shape)}; expected shapes that "
             "broadcast."
         ) from None
-    p, q = (each if each.batch_shape == batch else each.expand(batch) for each in (p, q))
+    try:
+        p, q = (each if each.batch_shape == batch else each.expand(batch) for each in (p, q))
+    except NotImplementedError:
+        raise ValueError(
+            f"The distributions have batch shapes {tuple(p.batch_shape)} and {tuple(q.batch_shape)}, and {_named(p, q)} are not "
+            "both written to expand; give them one batch shape."
+        ) from None
     return p, q
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from resuming import ARMS, arm, data, digest
+from resuming import ARMS, arm, data, digest, scramble
 from sameness import cuts, run
 
-from unigen import fit
+from unigen import fit, routines
 from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Loader
 from unigen.networks import Baseline
 from unigen.optimizers import Falling
 from unigen.pairs import sigmoid_belief
+from unigen.phases import PHI, THETA, Phase, Wake
 from unigen.resume import ResumeWarning
 from unigen.snapshots import capture_streams, restore_streams
 from unigen.training import Interrupted, TrainingError
@@ -128,6 +130,75 @@ def test_a_different_run_is_not_resumed(tmp_path, change, words):
     mine = Checkpoints(tmp_path, **{"run": {"seed": 0}, **change.pop("checkpoints", {})})
     with pytest.raises(CheckpointError, match=words):
         run(change.pop("name", "vae"), checkpoints=mine, **change)
+
+
+def adam(lr=1e-2, **settings):
+    return lambda parameters: torch.optim.Adam(parameters, lr, **settings)
+
+
+def given(directory, optimizer=None, routine=routines.vae, loader=None, **settings):
+    """Run four steps of a vae with an optimizer of one's own for each group."""
+    pair = arm("vae")[0]
+    own = {group: (optimizer or adam())(pair.group(group)) for group in ("theta", "phi")}
+    loader = data().train[:20] if loader is None else loader
+    return fit(loader, routine, pair, own, steps=4, checkpoints=directory, progress=False, **settings)
+
+
+def weighted(weight):
+    def objective(draw):
+        return weight * (draw.log_p - draw.log_q)
+
+    return (Phase(objective, Wake(), THETA + PHI),)
+
+
+class Own:
+    """A loader that says nothing of its data."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def at(self, index):
+        return self.x + 0.0 * torch.rand(1) if index else (self.x > torch.rand(1)).float()
+
+
+RESAMPLED = [routines.iwae(5, "doubly_reparameterized", draws) for draws in (1, 4)]
+SETTINGS = {
+    "lr": ({}, {"optimizer": adam(1e-1)}, "lr of phi is '0.01' and not '0.1'|lr of theta is '0.01' and not '0.1'"),
+    "lr, a tensor": ({}, {"optimizer": adam(torch.tensor(1e-1))}, "lr of theta is '0.01' and not '0.1"),
+    "weight decay": ({}, {"optimizer": adam(weight_decay=0.5)}, r"weight_decay of theta is '0.0' and not '0.5'"),
+    "betas": ({}, {"optimizer": adam(betas=(0.1, 0.2))}, "betas of theta is"),
+    "lr under a schedule": ({"schedule": Falling(1e-4)}, {"optimizer": adam(1e-1), "schedule": Falling(1e-4)}, "lr of"),
+    "lambdas": ({"schedule": lambda lr, at: lr}, {"schedule": lambda lr, at: 2 * lr}, "scheduled lr of theta is"),
+    "partials": (
+        {"schedule": partial(lambda low, lr, at: lr, 1.0)},
+        {"schedule": partial(lambda low, lr, at: low, 1.0)},
+        "scheduled lr of theta is",
+    ),
+    "draws": ({"routine": RESAMPLED[0]}, {"routine": RESAMPLED[1]}, "estimator of phase 1 is .*draws=1.*draws=4"),
+    "closures": (
+        {"routine": weighted(1.0)},
+        {"routine": weighted(-3.0)},
+        "weight of the objective of phase 1 is '1.0'",
+    ),
+    "data": ({"loader": Own(torch.zeros(5, 64))}, {"loader": Own(torch.ones(5, 64))}, "first batch is"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_of_other_settings_is_not_resumed(tmp_path, name):
+    first, other, words = SETTINGS[name]
+    given(tmp_path, **first)
+    with pytest.raises(CheckpointError, match=words):
+        given(tmp_path, **other)
+    scramble()
+    assert given(tmp_path, **first)[1].notes == ["resumed at step 4"]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_settings_and_is_resumed(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("unigen.resume._settings", lambda *_: {})
+        given(tmp_path)
+    assert given(tmp_path)[1].notes[0] == "resumed at step 4"
 
 
 def test_a_pair_of_other_shapes_is_refused_before_it_is_touched(tmp_path):

@@ -73,16 +73,19 @@ class Checkpoints:
     """The checkpoints of one run in ``directory``, which is made where it is missing.
 
     ``keep``: how many complete ones stay, at least two. ``run``: what tells this run from others (plain JSON, such as the
-    routine and the seed); a checkpoint that differs in any of it is rejected.
+    routine and the seed); a checkpoint that differs in any of it is rejected. ``settings``: likewise, where a checkpoint has
+    them; those of earlier versions lack some.
     """
 
     directory: Path
     keep: int = 2
     run: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory))
-        object.__setattr__(self, "run", json.loads(_canonical(dict(self.run))))
+        for name in ("run", "settings"):
+            object.__setattr__(self, name, json.loads(_canonical(dict(getattr(self, name)))))
         if self.keep < 2:
             raise ValueError(f"at least two checkpoints are kept, so that one can be broken; got keep={self.keep}")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,9 @@ class Checkpoints:
         except TreeError as error:
             raise ContentError(f"no checkpoint of step {step} was written: {error}") from None
         sums = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
-        files["manifest.json"] = _signed({"format": _FORMAT, "step": step, "run": self.run, "files": sums})
+        files["manifest.json"] = _signed(
+            {"format": _FORMAT, "step": step, "run": {**self.run, **self.settings}, "files": sums}
+        )
         path, temporary = self.path(step), None
         try:
             self._clear()
@@ -198,8 +203,10 @@ class Checkpoints:
             raise ValueError(f"its format is {manifest.get('format')!r:.80}, this version reads {_FORMAT}")
         if manifest["step"] != step:
             raise ValueError(f"its manifest is that of step {manifest['step']!r:.80}")
-        for name, ours in self.run.items():
-            theirs = manifest["run"].get(name)
+        there = manifest["run"]
+        given = {name: ours for name, ours in self.settings.items() if name in there}
+        for name, ours in {**self.run, **given}.items():
+            theirs = there.get(name)
             if theirs != ours:
                 raise ValueError(f"it belongs to another run, whose {name} is {theirs!r:.200} and not {ours!r:.200}")
         files = {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from unigen.checkpoints import Checkpoint, Checkpoints
 from unigen.environment import differences, environment
-from unigen.snapshots import capture, restore
+from unigen.phases import Phase
+from unigen.snapshots import capture, capture_streams, restore, restore_streams
 
 if TYPE_CHECKING:
     from unigen.training import History, State
@@ -30,15 +33,25 @@ class ResumeWarning(UserWarning):
 class Keeper:
     """The checkpoints of one call of ``fit``.
 
-    ``same``, ``schedule``, ``loader``: what must be equal for a checkpoint to be of this run, beside ``checkpoints.run``.
+    ``same``, ``phases``, ``optimizers`` (as they are before the first step), ``schedule``, ``loader``: what must be equal for
+    a checkpoint to be of this run, beside ``checkpoints.run``.
     Raises ``TypeError`` for a loader whose batches cannot be found by their index.
     """
 
-    def __init__(self, checkpoints: Checkpoints | str | Path, same: dict[str, Any], schedule: Any, loader: Any) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints | str | Path,
+        same: dict[str, Any],
+        phases: Sequence[Phase],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        schedule: Any,
+        loader: Any,
+    ) -> None:
         named = repr(schedule) if dataclasses.is_dataclass(schedule) else getattr(schedule, "__qualname__", None)
         own = same | {"schedule": named, "data": _data(loader)}
         kept = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(Path(checkpoints))
-        self.kept = dataclasses.replace(kept, run={**kept.run, **own})
+        settings = _settings(phases, optimizers, schedule) | _first(loader)
+        self.kept = dataclasses.replace(kept, run={**kept.run, **own}, settings={**kept.settings, **settings})
         self.latest: int | None = None
         self.environment: dict[str, Any] = {}
 
@@ -110,6 +123,39 @@ def _restore(found: Checkpoint, state: State, history: History) -> None:
     history.compiling, history.untimed = compiling, untimed
 
 
+def _settings(
+    phases: Sequence[Phase], optimizers: Mapping[str, torch.optim.Optimizer], schedule: Any
+) -> dict[str, str]:
+    """Return what phases do not say in their own words, the settings of optimizers, and how their rates are to fall."""
+    found = {}
+    for number, phase in enumerate(phases, 1):
+        for name in ("estimator", "control_variate"):
+            found[f"{name} of phase {number}"] = repr(getattr(phase, name))
+        if inspect.isfunction(phase.maximize):
+            closed = inspect.getclosurevars(phase.maximize).nonlocals
+            numbers = {name: value for name, value in closed.items() if isinstance(value, Real | str)}
+            found |= {f"{name} of the objective of phase {number}": _text(value) for name, value in numbers.items()}
+    for group, optimizer in optimizers.items():
+        for number, part in enumerate(optimizer.param_groups, 1):
+            where = group if len(optimizer.param_groups) == 1 else f"part {number} of {group}"
+            found |= {f"{name} of {where}": _text(value) for name, value in part.items() if name != "params"}
+            if schedule is not None:
+                rates = [schedule(part["lr"], eighth / 8) for eighth in range(9)]
+                found[f"scheduled lr of {where}"] = _text(rates)
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return a setting as text: all of numbers and words, of anything else its type, since it may print where it lies."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if value is None or isinstance(value, bool | str):
+        return repr(value)
+    return repr(float(value)) if isinstance(value, Real) else type(value).__name__
+
+
 def _data(loader: Any) -> Any:
     """Return what tells the data of a run, and their order, from others."""
     if hasattr(loader, "at"):
@@ -121,8 +167,24 @@ def _data(loader: Any) -> Any:
         raise TypeError(
             f"a run with checkpoints finds its batches by their index; give a Loader or one batch, not a {kind}"
         )
+    return _digest(loader)
+
+
+def _first(loader: Any) -> dict[str, str]:
+    """Return what tells the data of a loader that does not say which they are: its first batch."""
+    if not hasattr(loader, "at") or getattr(getattr(loader, "dataset", None), "fingerprint", None) is not None:
+        return {}
+    streams = capture_streams()
+    torch.manual_seed(0)  # of noise that a batch may have
+    try:
+        return {"first batch": _digest(loader.at(0))}
+    finally:
+        restore_streams(streams)
+
+
+def _digest(batch: Any) -> str:
     digest = hashlib.sha256()
-    for name, value in dict(loader if isinstance(loader, Mapping) else enumerate(_tuple(loader))).items():
+    for name, value in dict(batch if isinstance(batch, Mapping) else enumerate(_tuple(batch))).items():
         digest.update(f"{name} ".encode())
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
@@ -133,4 +195,4 @@ def _data(loader: Any) -> Any:
 
 
 def _tuple(batch: Any) -> tuple[Any, ...]:
-    return batch if isinstance(batch, tuple) else (batch,)
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)

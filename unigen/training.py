@@ -277,7 +277,7 @@ def course(
     spent, total, count, stopped, keeper = 0.0, None, 0, False, None
     if checkpoints is not None:
         same = {"phases": history.phases, "steps": steps, "seconds": seconds, "record_every": every, "engine": engine}
-        keeper = Keeper(checkpoints, same, schedule, loader)
+        keeper = Keeper(checkpoints, same, phases, state.optimizers, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
     exempt = MOST_COMPILED
     between = checkpoint_every or max(1, (steps or 20000) // 20)

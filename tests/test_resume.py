@@ -6,6 +6,8 @@ import re
 import warnings
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from resuming import ARMS, arm, data, digest, scramble
@@ -16,10 +18,12 @@ from unigen.checkpoints import CheckpointError, Checkpoints
 from unigen.data import Loader
 from unigen.networks import Baseline
 from unigen.optimizers import Falling
+from unigen.pair import Pair
 from unigen.pairs import sigmoid_belief
 from unigen.phases import PHI, THETA, Phase, Wake
 from unigen.resume import ResumeWarning
-from unigen.snapshots import capture_streams, restore_streams
+from unigen.runs import load_weights, save_weights
+from unigen.snapshots import capture, capture_streams, restore, restore_streams
 from unigen.training import Interrupted, TrainingError
 
 
@@ -199,6 +203,64 @@ def test_a_checkpoint_of_an_earlier_version_has_no_settings_and_is_resumed(tmp_p
         earlier.setattr("unigen.resume._settings", lambda *_: {})
         given(tmp_path)
     assert given(tmp_path)[1].notes[0] == "resumed at step 4"
+
+
+class Scaled(torch.optim.SGD):
+    """Has an attribute of its own."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.05)
+        self.factor = 0.5
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for own in self.param_groups[0]["params"]:
+            if own.grad is not None:
+                own.sub_(self.factor * own.grad)
+
+
+def test_an_optimizer_with_attributes_of_its_own_is_resumed(tmp_path):
+    given(tmp_path, Scaled)
+    assert given(tmp_path, Scaled)[1].notes == ["resumed at step 4"]
+
+
+class Causal(torch.nn.Module):
+    """A model with a mask of -inf, and a temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(4, 4))
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.temperature = 1.0
+
+    def forward(self, x):
+        logits = torch.softmax(self.w / self.temperature + self.mask, -1).sum(0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def causal(directory, **settings):
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+    return fit(
+        x, routines.maximum_likelihood, Pair(Causal()), steps=8, checkpoints=directory, progress=False, **settings
+    )
+
+
+def test_a_buffer_may_hold_infinity_but_not_nan(tmp_path):
+    state, _ = causal(tmp_path)
+    assert causal(tmp_path)[1].notes == ["resumed at step 8"]
+    save_weights(tmp_path / "weights", state.pair)
+    load_weights(tmp_path / "weights", Pair(Causal()))
+    content = Checkpoints(tmp_path).load().content
+    moved = content | {"pair": {}, "buffers": content["pair"] | content["buffers"]}
+    with pytest.raises(ValueError, match="model.w is nothing in it"):
+        restore(moved, state)
+    state.pair.model.mask[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="buffers: model.mask is NaN in 1 of its 16"):
+        Checkpoints(tmp_path / "new").save(1, capture(state))
+    save_weights(tmp_path / "weights", state.pair)
+    with pytest.raises(ValueError, match="model.mask is not finite"):
+        load_weights(tmp_path / "weights", Pair(Causal()))
 
 
 def test_a_pair_of_other_shapes_is_refused_before_it_is_touched(tmp_path):

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from unigen.durable import put, sync
-from unigen.trees import TreeError, pack, unpack
+from unigen.trees import TreeError, pack, unfit, unpack
 
 __all__ = ["CRASH_POINTS", "Checkpoint", "CheckpointError", "Checkpoints", "ContentError"]
 
@@ -225,8 +224,8 @@ class Checkpoints:
         tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
         for part, named in tensors.items():
             for name, tensor in named.items():
-                if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{part}: {name:.80} is not finite")
+                if unfit(tensor, part == "buffers"):
+                    raise ValueError(f"{part}: {name:.80} is {'NaN' if part == 'buffers' else 'not finite'}")
         return {name: unpack(part, tensors.get(name, {})) for name, part in content.items()}
 
     def _clear(self) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from unigen.data import Dataset
 from unigen.durable import append, write_whole
 from unigen.pair import Pair
+from unigen.trees import unfit
 
 __all__ = [
     "append_metrics",
@@ -78,7 +79,7 @@ def load_weights(path: Path, pair: Pair) -> None:
         tensors = load_file(path)
     except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    own = pair.state_dict()
+    own, parameters = pair.state_dict(), dict(pair.named_parameters(remove_duplicate=False))
     for name in [*own, *tensors]:
         wanted, found = (
             f"{str(part[name].dtype).removeprefix('torch.')} {tuple(part[name].shape)}" if name in part else "nothing"
@@ -86,7 +87,7 @@ def load_weights(path: Path, pair: Pair) -> None:
         )
         if wanted != found:
             raise ValueError(f"{path} does not fit the pair: {name:.80} is {wanted}, the file has {found}")
-        if not bool(torch.isfinite(tensors[name]).all()):
+        if unfit(tensors[name], name not in parameters):
             raise ValueError(f"{path} does not fit the pair: {name:.80} is not finite")
     pair.load_state_dict(tensors)
 

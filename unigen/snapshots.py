@@ -30,8 +30,10 @@ def capture(state: State) -> dict[str, Any]:
     Buffers that are registered as not persistent are taken to be derived, and left out. Raises ``ValueError`` for an
     optimizer that moves a parameter outside the pair.
     """
+    found, own = state.pair.state_dict(), dict(state.pair.named_parameters(remove_duplicate=False))
     return {
-        "pair": _copied(dict(state.pair.state_dict())),
+        "pair": _copied({name: value for name, value in found.items() if name in own}),
+        "buffers": _copied({name: value for name, value in found.items() if name not in own}),
         "chains": _copied(dict(state.pair.chains)),
         "averages": _averages(state.pair),
         "optimizers": {group: _optimizer(state.pair, group, used) for group, used in state.optimizers.items()},
@@ -46,8 +48,11 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
     Raises ``ValueError`` in one sentence, and changes nothing, where the pair or the optimizers are not those captured.
     """
     own, names = state.pair.state_dict(), _names(state.pair)
-    for name in [*own, *content["pair"]]:
-        found, wanted = content["pair"].get(name), own.get(name)
+    parameters = dict(state.pair.named_parameters(remove_duplicate=False))
+    buffers = {name: buffer for name, buffer in content.get("buffers", {}).items() if name not in parameters}
+    stored = content["pair"] | buffers  # earlier versions have all of them in "pair"
+    for name in [*own, *stored]:
+        found, wanted = stored.get(name), own.get(name)
         if isinstance(found, Tensor) and isinstance(wanted, Tensor):
             if (found.shape, found.dtype) == (wanted.shape, wanted.dtype):
                 continue
@@ -79,7 +84,7 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
             "state": {numbers[name]: _copied(part, like[name]) for name, part in saved["state"].items()},
             "param_groups": [part | {"params": [numbers[n] for n in part["params"]]} for part in saved["groups"]],
         }
-    state.pair.load_state_dict(content["pair"])
+    state.pair.load_state_dict(stored)
     first = next((tensor for tensor in own.values() if isinstance(tensor, Tensor)), torch.zeros(()))
     state.pair.chains = {key: chain.to(first.device, copy=True) for key, chain in content["chains"].items()}
     if averages and state.pair.averages:
@@ -160,7 +165,10 @@ def _check_optimizer(
                 raise ValueError(
                     f"the checkpoint has other settings of the optimizer of {group}: {name} is not the same"
                 )
-    probe = copy.deepcopy(optimizer)
+    memo: dict[int, Any] = {}
+    probe = copy.deepcopy(optimizer, memo)
+    lost = {name: value for name, value in vars(optimizer).items() if name not in vars(probe)}  # a subclass's own
+    vars(probe).update(copy.deepcopy(lost, memo))
     for part in probe.param_groups:
         for parameter in part["params"]:
             parameter.grad = torch.zeros_like(parameter)

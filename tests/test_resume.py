@@ -23,7 +23,7 @@ from unigen.pairs import sigmoid_belief
 from unigen.phases import PHI, THETA, Phase, Wake
 from unigen.resume import ResumeWarning
 from unigen.runs import load_weights, save_weights
-from unigen.snapshots import capture, capture_streams, restore, restore_streams
+from unigen.snapshots import attributes, capture, capture_streams, restore, restore_streams
 from unigen.training import Interrupted, TrainingError
 
 
@@ -229,21 +229,58 @@ class Causal(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.w = torch.nn.Parameter(torch.zeros(4, 4))
+        self.w, self.b = torch.nn.Parameter(torch.zeros(4, 4)), torch.nn.Parameter(torch.zeros(4))
         self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
         self.temperature = 1.0
 
     def forward(self, x):
-        logits = torch.softmax(self.w / self.temperature + self.mask, -1).sum(0)
+        logits = torch.softmax(self.w / self.temperature + self.mask, -1).sum(0) + self.b
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
-def causal(directory, **settings):
-    x = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
-    return fit(
-        x, routines.maximum_likelihood, Pair(Causal()), steps=8, checkpoints=directory, progress=False, **settings
-    )
+def causal(directory, model=None, **settings):
+    x, pair = torch.tensor([[1.0, 0.0, 1.0, 1.0]]), Pair(model or Causal())
+    return fit(x, routines.maximum_likelihood, pair, steps=8, checkpoints=directory, progress=False, **settings)
+
+
+def anneal(state, history):
+    if state.step == 2:
+        state.pair.model.temperature = 0.3
+
+
+def freeze(state, history):
+    if state.step == 2:
+        state.pair.model.w.requires_grad_(False)
+
+
+def count(state, history):
+    state.pair.model.temperature += 1  # from where it is
+    state.pair.eval()
+
+
+@pytest.mark.parametrize("callback", [anneal, freeze, count])
+def test_what_a_callback_changes_beside_tensors_is_there_after_a_cut(tmp_path, callback):
+    def cut(directory, *callbacks):
+        return causal(directory, record_every=1, checkpoint_every=1, callbacks=[callback, *callbacks])[0]
+
+    state = cut(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        cut(tmp_path / "cut", stop_at(5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = cut(tmp_path / "cut")
+    assert torch.equal(again.pair.model.w, state.pair.model.w)
+    assert attributes(again.pair) == attributes(state.pair)
+
+
+def test_a_module_that_is_given_another_number_is_told_that_it_has_the_checkpoints(tmp_path):
+    causal(tmp_path)
+    other = Causal()
+    other.temperature = 7.0
+    with pytest.warns(ResumeWarning, match="model.temperature was float 7.0 here, and is float 1.0 as in the checkp"):
+        causal(tmp_path, model=other)
+    assert other.temperature == 1.0
 
 
 def test_a_buffer_may_hold_infinity_but_not_nan(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor
 from unigen.checkpoints import Checkpoint, Checkpoints
 from unigen.environment import differences, environment
 from unigen.phases import Phase
-from unigen.snapshots import capture, capture_streams, restore, restore_streams
+from unigen.snapshots import attributes, capture, capture_streams, restore, restore_streams
 
 if TYPE_CHECKING:
     from unigen.training import History, State
@@ -27,7 +27,8 @@ __all__ = ["Keeper", "ResumeWarning"]
 
 
 class ResumeWarning(UserWarning):
-    """A run that goes on, but not from its newest checkpoint or not in the same environment; the sentence says which."""
+    """A run that goes on, but not from its newest checkpoint not in the same environment, or not with the same attributes of
+    its modules; the sentence says which."""
 
 
 class Keeper:
@@ -54,6 +55,7 @@ class Keeper:
         self.kept = dataclasses.replace(kept, run={**kept.run, **own}, settings={**kept.settings, **settings})
         self.latest: int | None = None
         self.environment: dict[str, Any] = {}
+        self.began: dict[str, str] = {}  # the plain attributes that the pair had before the first step
 
     def resume(self, state: State, history: History, allowed: bool) -> tuple[float, Tensor | None, int, bool]:
         """Bring state and history to the newest good checkpoint, if there is one, and return what ``save`` was given.
@@ -63,12 +65,17 @@ class Keeper:
         """
         device = next((parameter.device for parameter in state.pair.parameters()), torch.device("cpu"))
         self.environment = environment(device)
+        self.began = now = attributes(state.pair)
         if not allowed and self.kept.steps():
             raise ValueError(f"{self.kept.directory} has checkpoints already; resume the run, or name a new directory")
         found = self.kept.load(lambda found: _restore(found, state, history))
         if found is None:
             return 0.0, None, 0, False
         notes = [f"{name} was rejected: {reason}" for name, reason in found.rejected.items()]
+        self.began, stored = found.content.get("began", now), attributes(state.pair)
+        for path, value in now.items():
+            if value not in (stored[path], self.began.get(path, value)):
+                notes.append(f"{path} was {value} here, and is {stored[path]} as in the checkpoint")
         changed = differences(found.content["environment"], self.environment)
         if changed:
             notes.append(f"the environment differs, so the run is not bit-identical: {', '.join(changed)}")
@@ -87,7 +94,8 @@ class Keeper:
             return
         rows = {name: getattr(history, name) for name in (*_RECORDS, *_TIMES)}
         loop = {"spent": spent, "total": total, "count": count, "stopped": stopped}
-        self.kept.save(state.step, capture(state) | {"history": rows, "loop": loop, "environment": self.environment})
+        own = {"history": rows, "loop": loop, "environment": self.environment, "began": self.began}
+        self.kept.save(state.step, capture(state) | own)
         self.latest = state.step
 
 
@@ -113,6 +121,7 @@ def _restore(found: Checkpoint, state: State, history: History) -> None:
         and type(loop["stopped"]) is bool
         and (loop["total"] is None or loop["total"].shape == (len(history.phases),))
         and isinstance(content["environment"], dict)
+        and isinstance(content.get("began", {}), dict)
         and content["step"] == found.step
     )
     if not good:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from unigen.pair import Pair
     from unigen.training import State
 
-__all__ = ["capture", "capture_streams", "restore", "restore_streams"]
+__all__ = ["attributes", "capture", "capture_streams", "restore", "restore_streams"]
 
 
 def capture(state: State) -> dict[str, Any]:
-    """Return copies, on the CPU, of a pair's parameters, buffers, chains and averages, of its optimizers' state, of the step
-    and of the random streams.
+    """Return copies, on the CPU, of a pair's parameters, buffers, chains, averages and plain attributes, of its optimizers'
+    state, of the step and of the random streams.
 
     Buffers that are registered as not persistent are taken to be derived, and left out. Raises ``ValueError`` for an
     optimizer that moves a parameter outside the pair.
@@ -36,6 +36,7 @@ def capture(state: State) -> dict[str, Any]:
         "buffers": _copied({name: value for name, value in found.items() if name not in own}),
         "chains": _copied(dict(state.pair.chains)),
         "averages": _averages(state.pair),
+        "attributes": attributes(state.pair),
         "optimizers": {group: _optimizer(state.pair, group, used) for group, used in state.optimizers.items()},
         "random": capture_streams(),
         "step": state.step,
@@ -84,7 +85,12 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
             "state": {numbers[name]: _copied(part, like[name]) for name, part in saved["state"].items()},
             "param_groups": [part | {"params": [numbers[n] for n in part["params"]]} for part in saved["groups"]],
         }
+    owners: dict[str, Any] = {**dict(state.pair.named_parameters()), **dict(state.pair.named_modules())}
+    kept = content.get("attributes", {}).items()  # earlier versions have none
+    plain = [_attribute(owners.get(path.rpartition(".")[0]), path, text) for path, text in kept]
     state.pair.load_state_dict(stored)
+    for owner, name, value in plain:
+        setattr(owner, name, value)
     first = next((tensor for tensor in own.values() if isinstance(tensor, Tensor)), torch.zeros(()))
     state.pair.chains = {key: chain.to(first.device, copy=True) for key, chain in content["chains"].items()}
     if averages and state.pair.averages:
@@ -95,6 +101,33 @@ def restore(content: dict[str, Any], state: State, streams: bool = True) -> None
     state.step = content["step"]
     if streams:
         restore_streams(content["random"])
+
+
+def attributes(pair: Pair) -> dict[str, str]:
+    """Return what programs read beside tensors, by its path, as text: the mode, flags, numbers and names of modules, such as a
+    temperature that a callback anneals, and which parameters are frozen.
+    """
+    found: dict[str, Any] = {f"{name}.requires_grad": own.requires_grad for name, own in pair.named_parameters()}
+    for name, module in list(pair.named_modules())[1:]:
+        found |= {f"{name}.{key}": value for key, value in vars(module).items() if not key.startswith("_")}
+    return {path: f"{type(value).__name__} {value}" for path, value in found.items() if type(value) in _PLAIN.values()}
+
+
+_PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str)}
+
+
+def _attribute(owner: Any, path: str, text: str) -> tuple[Any, str, Any]:
+    """Return an attribute that ``attributes`` found: its owner, name and value; ``ValueError`` where there is none such here."""
+    name, (kind, _, value) = path.rpartition(".")[2], text.partition(" ")
+    own, here = getattr(owner, name, None), hasattr(owner, name)
+    if isinstance(owner, nn.Module):
+        fits = not name.startswith("_") and (name in vars(owner) or not here) and kind in _PLAIN
+        fits = fits and (own is None or {type(own).__name__, kind} in ({kind}, {"int", "float"}))
+    else:
+        fits = here and (name, kind) == ("requires_grad", "bool")
+    if not fits:
+        raise ValueError(f"the checkpoint is not of this pair: {path:.80} is {text:.80} in it, and {own!r:.80} here")
+    return owner, name, value == "True" if kind == "bool" else _PLAIN[kind](value)
 
 
 def capture_streams() -> dict[str, Any]:

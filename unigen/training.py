@@ -279,6 +279,7 @@ def course(
         same = {"phases": history.phases, "steps": steps, "seconds": seconds, "record_every": every, "engine": engine}
         keeper = Keeper(checkpoints, same, phases, state.optimizers, schedule, loader)
         spent, total, count, stopped = keeper.resume(state, history, resume)
+        pair.refresh()
     exempt = MOST_COMPILED
     between = checkpoint_every or max(1, (steps or 20000) // 20)
     watch, pace, told = Watch(history.phases, phases), 0.0, state.step  # seconds a step; the last step callbacks saw

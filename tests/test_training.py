@@ -6,15 +6,18 @@ import copy
 import dataclasses
 import time
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
-from unigen import PHI, THETA, Phase, Sleep, Wake, fit, routines
+from unigen import PHI, PSI, THETA, Phase, Sleep, Wake, fit, routines
+from unigen.checkpoints import CheckpointError
 from unigen.data import Loader, load
 from unigen.engines import engine_named
+from unigen.engines.checks import check_optimizers
 from unigen.networks import networks
-from unigen.objectives import log_p, log_q
+from unigen.objectives import elbo, log_p, log_q
 from unigen.optimizers import Falling, optimizers_for
 from unigen.pair import PairError
 from unigen.pairs import latent, mixture
@@ -235,7 +238,22 @@ def test_em_in_closed_form_needs_no_optimizer(digits):
     ("change", "error", "words"),
     [
         ({}, ValueError, "budget"),
-        ({"steps": -1}, ValueError, "not negative"),
+        ({"steps": -1}, ValueError, "steps is -1, expected an integer of at least 0"),
+        ({"steps": 2.5}, ValueError, "steps is 2.5, expected an integer"),
+        ({"steps": "3"}, ValueError, "steps is '3', expected an integer"),
+        ({"seconds": float("nan")}, ValueError, "seconds is nan, expected a finite number"),
+        ({"seconds": "1"}, ValueError, "seconds is '1', expected a finite number"),
+        ({"seconds": -1}, ValueError, "seconds is -1, expected a finite number"),
+        ({"steps": 1, "record_every": -1}, ValueError, "record_every is -1, expected an integer of at least 1"),
+        ({"steps": 1, "record_every": 0}, ValueError, "record_every is 0"),
+        ({"steps": 1, "callback_every": 2.5}, ValueError, "callback_every is 2.5"),
+        ({"steps": 1, "checkpoint_every": "a"}, ValueError, "checkpoint_every is 'a'"),
+        ({"steps": 1, "checkpoints": __file__}, CheckpointError, "test_training.py cannot be made: File exists"),
+        (
+            {"steps": 1, "optimizers": {"psy": None}},
+            PairError,
+            "'psy', which is no parameter group; did you mean 'psi'",
+        ),
         ({"steps": 1, "engine": "eagre"}, ValueError, "did you mean 'eager'"),
         ({"steps": 1, "optimizers": {}}, PairError, "no optimizer"),
         ({"steps": 1, "routine": routines.nvil}, PairError, "psi"),
@@ -249,6 +267,41 @@ def test_what_is_wrong_is_refused_before_the_first_step(digits, change, error, w
     with pytest.raises(error, match=words):
         fit(Loader(digits, 64), settings.pop("routine"), pair, **settings)
     assert torch.equal(parameters(pair), before)
+
+
+def test_numbers_of_numpy_are_numbers(digits, tmp_path):
+    settings = {"steps": np.int64(2), "seconds": np.float32(1e3), "record_every": np.int64(1), "checkpoints": tmp_path}
+    assert fit(Loader(digits, 64), routines.vae, small(), progress=False, **settings)[0].step == 2
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_an_optimizer_of_a_part_of_its_group_is_refused_unless_the_rest_is_frozen(digits, engine):
+    def run(pair, part, callbacks=()):
+        adams = {group: torch.optim.Adam(pair.group(group)) for group in ("theta", "phi")}
+        adams["theta"] = torch.optim.Adam(part)
+        settings = {"engine": engine, "record_every": 1, "callbacks": callbacks, "progress": False}
+        return fit(digits.train[:8], routines.vae, pair, adams, steps=2, **settings)
+
+    pair = small()
+    name, first = pair.named_group("theta")[0]
+    before = parameters(pair).clone()
+    with pytest.raises(PairError, match=f"optimizer of theta leaves out '{name}'"):
+        run(pair, pair.group("theta")[1:])
+    assert torch.equal(parameters(pair), before)
+    first.requires_grad_(False)
+    run(pair, pair.group("theta"))
+    with pytest.raises(PairError, match=f"optimizer of theta leaves out '{name}'"):
+        run(pair, pair.group("theta"), [lambda state, history: first.requires_grad_(True)])
+
+
+def test_an_optimizer_may_leave_a_network_of_psi_to_other_routines():
+    pair = latent(
+        networks("mlp", (1, 8, 8), 3, hidden=(8,)), psi={"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}
+    )
+    phase = Phase(elbo, Wake(), PSI)
+    check_optimizers((phase,), pair, {"psi": torch.optim.Adam(pair.psi["a"].parameters())})
+    with pytest.raises(PairError, match="leaves out 'a.bias'"):
+        check_optimizers((phase,), pair, {"psi": torch.optim.Adam([pair.psi["a"].weight])})
 
 
 def test_a_value_that_is_not_finite_ends_the_run(digits):

@@ -87,7 +87,11 @@ class Checkpoints:
             object.__setattr__(self, name, json.loads(_canonical(dict(getattr(self, name)))))
         if self.keep < 2:
             raise ValueError(f"at least two checkpoints are kept, so that one can be broken; got keep={self.keep}")
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise CheckpointError(f"the directory of checkpoints {self.directory} cannot be made: {why}") from error
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, good or not, in order."""

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from tqdm.auto import tqdm
 
 from unigen.averages import Averages
 from unigen.checkpoints import Checkpoints
+from unigen.datachecks import integer
 from unigen.engines import engine_named
 from unigen.engines.checks import check_routine
+from unigen.names import nearest
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError
-from unigen.phases import Phase, Routine
+from unigen.phases import PHI, PSI, THETA, Phase, Routine
 from unigen.resume import Keeper
 from unigen.watch import TrainingError, Watch
 
@@ -160,9 +164,9 @@ def fit(
     then one that finds a batch by its index, or one batch. ``interrupted``: asked after each call of the engine,
     a second at most for steps shorter than that; where it says true, a checkpoint is saved and ``Interrupted`` raised.
 
-    Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing or negative budget,
-    ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a checkpoint
-    cannot be written or none is good. A ``StopIteration`` from a callback ends the run early.
+    Raises ``PairError`` before the first step for a wrong pairing, ``ValueError`` for a missing budget or a number that is
+    none, ``TrainingError`` within a step where a value, gradient or parameter is not finite, ``CheckpointError`` where a
+    checkpoint cannot be written or none is good. A ``StopIteration`` from a callback ends the run early.
     """
     routine = check_routine(routine)
     running = course(
@@ -234,8 +238,18 @@ def course(
     whether the engine compiled something in them."""
     if steps is None and seconds is None:
         raise ValueError("fit needs a budget: steps=... or seconds=...")
-    if (steps is not None and steps < 0) or (seconds is not None and seconds < 0):
-        raise ValueError(f"a budget is not negative; got steps={steps}, seconds={seconds}")
+    steps = None if steps is None else integer("steps", steps, 0)
+    if seconds is not None and not (isinstance(seconds, Real) and math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"seconds is {seconds!r}, expected a finite number of at least 0.")
+    seconds = None if seconds is None else float(seconds)
+    record_every, callback_every, checkpoint_every = (
+        None if value is None else integer(name, value, 1)
+        for name, value in (
+            ("record_every", record_every),
+            ("callback_every", callback_every),
+            ("checkpoint_every", checkpoint_every),
+        )
+    )
     if not isinstance(pair, Pair):
         raise TypeError(f"fit(loader, routine, pair) trains a Pair; got {type(pair).__name__}")
     if optimizers is not None and not isinstance(optimizers, Mapping):
@@ -243,6 +257,11 @@ def course(
         raise TypeError(
             f"optimizers are a dict by parameter group, as optimizers_for(routine, pair) makes it; got {kind}"
         )
+    for group in optimizers or ():
+        if group not in THETA + PHI + PSI:
+            raise PairError(
+                f"optimizers has {group!r}, which is no parameter group; {nearest(group, THETA + PHI + PSI)}"
+            )
     pair.refresh()
     routine = check_routine(routine)
     module, phases = engine_named(engine), tuple(routine)

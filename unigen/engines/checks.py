@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -359,11 +359,30 @@ def _remedy(group: str, pair: Pair) -> str:
 
 
 def check_optimizers(routine: Iterable[Phase], pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Refuse a routine that moves a group for which there is no optimizer."""
+    """Refuse a routine that moves a group for which there is no optimizer, or one that leaves out what is not frozen."""
     for phase in routine:
-        missing = [group for group in phase.move if group not in optimizers and pair.group(group)]
-        if missing and not phase.solve:
-            raise PairError(f"the phase '{phase}' moves {missing[0]}, for which there is no optimizer")
+        if phase.solve:
+            continue
+        for group in phase.move:
+            own = pair.group(group)
+            if own and group not in optimizers:
+                raise PairError(f"the phase '{phase}' moves {group}, for which there is no optimizer")
+            held = {id(p) for part in optimizers[group].param_groups for p in part["params"]} if own else ()
+            if any(id(parameter) not in held for parameter in own):
+                _check_whole(group, pair, held)
+
+
+def _check_whole(group: str, pair: Pair, held: Collection[int]) -> None:
+    """Refuse parameters that an optimizer does not hold; of psi, whole networks may be left to other routines."""
+    named = pair.named_group(group)
+    networks = {name.split(".")[0] for name, parameter in named if id(parameter) in held}
+    for name, parameter in named:
+        other = group == "psi" and name.split(".")[0] not in networks
+        if parameter.requires_grad and id(parameter) not in held and not other:
+            raise PairError(
+                f"the optimizer of {group} leaves out {name!r}, which would never move; make it of pair.group({group!r}), or "
+                "freeze the parameter by requires_grad_(False)"
+            )
 
 
 def check_once(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:

@@ -585,7 +585,7 @@ def clamp(parameters: list[Tensor]) -> None:
 def divided(pair: Pair, kind: Kind, train: Train) -> None:
     weight, bias, extra = pair.guide.parameters()
     halves = [{"params": [weight, extra], "lr": 0.1}, {"params": [bias], "lr": 0.01}]
-    for groups in (halves, halves[::-1], [{"params": [bias, weight]}]):
+    for groups in (halves, halves[::-1], [{"params": [bias, extra, weight]}]):
         train(OUTER, kind(groups, lr=0.03))
 
 

@@ -484,6 +484,15 @@ def test_streams_and_settings_stay_as_they_were():
     assert one.draws["w"].dtype == DOUBLE and one.draws["w"].shape == (4, 20)  # 2 * 1 + 2 walkers
 
 
+def test_inference_mode_changes_nothing():
+    settings = {"sampler": "nuts", "warmup": 20, "draws": 20, "chains": 2}
+    x = torch.ones(1, dtype=DOUBLE)
+    plain = sample(ordinary, x, **settings)
+    with torch.inference_mode():
+        switched = sample(ordinary, x.clone(), **settings)
+    assert torch.equal(switched.draws["w"], plain.draws["w"]) and not switched.draws["w"].is_inference()
+
+
 def test_a_reparameterized_site_is_drawn_under_its_own_name():
     def model(x):
         w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
@@ -593,6 +602,24 @@ def ordinary(x):
     observed(pyro.sample("w", dist.Normal(0.0, 1.0)), x)
 
 
+def named(name):
+    def model(x):
+        observed(pyro.sample(name, dist.Normal(0.0, 1.0)), x)
+
+    return model
+
+
+def point(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    observed(pyro.sample("v", dist.Delta(2 * w)), x)
+
+
+def rows(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        observed(w, x)
+
+
 X = torch.tensor(0.5)
 REFUSALS = {
     "discrete": (discrete, X, {}, ("site 'k'", "Bernoulli", "discrete", "sum it out")),
@@ -614,6 +641,18 @@ REFUSALS = {
     "odd walkers": (ordinary, X, {"sampler": "ess", "chains": 5}, ("chains=5", "even number of at least 4")),
     "few walkers": (ordinary, X, {"sampler": "aies", "chains": 2}, ("chains=2", "even number of at least 4")),
     "no draws": (ordinary, X, {"draws": 0}, ("draws is 0",)),
+    "a point mass": (point, X, {}, ("site 'v' is a point mass", "pyro.deterministic('v', value)")),
+    "no rows": (rows, torch.ones(0), {}, ("size cannot be zero", "give at least one datum")),
+    "a site named draw": (named("draw"), X, {}, ("site 'draw'", "give it another")),
+    "a site named chain": (named("chain"), X, {}, ("site 'chain'", "give it another")),
+    "half a seed": (ordinary, X, {"seed": 1.5}, ("seed is 1.5, expected an integer",)),
+    "no seed": (ordinary, X, {"seed": None}, ("seed is None, expected an integer",)),
+    "a seed too large": (ordinary, X, {"seed": 2**70}, ("expected an integer from 0 to 9223372036854775807",)),
+    "derivatives forward": (ordinary, X, {"forward_mode_differentiation": True}, ("nuts has no option 'forward_mode",)),
+    "blocks of mass": (ordinary, X, {"dense_mass": [("w",)]}, ("dense_mass is [('w',)], expected True or False",)),
+    "sure to accept": (ordinary, X, {"target_accept_prob": 2.0}, ("target_accept_prob is 2.0", "above 0 and below 1")),
+    "a step backwards": (ordinary, X, {"step_size": -1.0}, ("step_size is -1.0, expected a number above 0",)),
+    "a tree without depth": (ordinary, X, {"max_tree_depth": 0}, ("max_tree_depth is 0",)),
 }
 
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ __all__ = ["SAMPLERS", "Posterior", "sample"]
 
 SAMPLERS = ("nuts", "hmc", "aies", "ess")
 ENSEMBLES = ("aies", "ess")
-RESERVED = ("model", "potential_fn", "init_strategy", "randomize_split")  # options of NumPyro that are decided here
+# options of NumPyro that are decided here
+RESERVED = ("model", "potential_fn", "init_strategy", "randomize_split", "forward_mode_differentiation")
 STARTS = 100  # tries for a start of finite density, as Stan has them
 
 
@@ -68,6 +70,7 @@ class Posterior:
         )
 
 
+@torch.inference_mode(False)
 def sample(
     model: Pair | Callable[..., Any],
     data: Any = (),
@@ -113,6 +116,7 @@ def sample(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r}: {nearest(sampler, SAMPLERS)}")
     warmup, draws = integer("warmup", warmup, 0), integer("draws", draws, 4)
+    seed = integer("seed", seed, 0, 2**63 - 1)
     jax, kernels = _needed("jax"), _needed("numpyro.infer", "numpyro")
     _needed("arviz")
     kernel = getattr(kernels, sampler.upper())
@@ -120,6 +124,7 @@ def sample(
     for name in options:
         if name not in known:
             raise ValueError(f"{sampler} has no option {name!r}; {nearest(name, known)}")
+    _check_options(options)
 
     from unigen.engines.lowering import lower, precision
     from unigen.engines.tape import EAGERLY, ELSEWHERE
@@ -128,6 +133,8 @@ def sample(
     pair = model if isinstance(model, Pair) else Pair(model)
     with in_double(pair), precision():
         latents = Unconstrained(pair, data)
+        for name in {"chain", "draw"} & latents.shapes.keys():
+            raise PairError(f"site '{name}' has the name of a dimension of the draws; give it another")
         middle = torch.zeros(latents.size)
         try:
             log_density, values = lower(latents.log_density, middle), lower(latents.values, middle)
@@ -163,6 +170,21 @@ def sample(
     divergent = None if diverging is None else torch.tensor(jax.device_get(diverging))
     rhat, ess, ess_tail = _diagnostics(by_site)
     return Posterior(sampler, by_site, rhat, ess, ess_tail, divergent)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options with which a kernel would fail, or never move."""
+    for name, high in (("target_accept_prob", 1.0), ("step_size", math.inf)):
+        value = options.get(name, 0.5)
+        if not (isinstance(value, Real) and 0 < float(value) < high):
+            raise ValueError(f"{name} is {value!r}, expected a number above 0{' and below 1' if high == 1 else ''}.")
+    if not isinstance(options.get("dense_mass", False), bool):
+        raise ValueError(
+            f"dense_mass is {options['dense_mass']!r}, expected True or False: all latents are one vector here."
+        )
+    depths = options.get("max_tree_depth", 1)
+    for depth in depths if isinstance(depths, tuple) else (depths,):
+        integer("max_tree_depth", depth, 1)
 
 
 def _needed(module: str, package: str = "") -> Any:

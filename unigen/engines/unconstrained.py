@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -133,6 +133,12 @@ def _trusted(fn: Any) -> Iterator[None]:
 
 def _check_latent(name: str, fn: Any, mask: Any) -> None:
     """Refuse a latent that no vector of real numbers stands for. A mask of False altogether is a flat density by intent."""
+    base = base_of(fn)
+    if isinstance(base_of(base.base_dist if isinstance(base, MaskedDistribution) else base), Delta):
+        raise PairError(
+            f"latent site '{name}' is a point mass (Delta), which is no variable of its own; write "
+            f"pyro.deterministic('{name}', value)"
+        )
     try:
         support = support_of(fn)
         discrete = support.is_discrete
@@ -150,7 +156,6 @@ def _check_latent(name: str, fn: Any, mask: Any) -> None:
             f"site '{name}' ({family_of(fn)}) is discrete, and these samplers move in real numbers; sum it out in the model "
             "(a MixtureSameFamily, or pyro.factor of the logsumexp over its values)"
         )
-    base = base_of(fn)
     for part in (mask, base._mask if isinstance(base, MaskedDistribution) else None):
         if isinstance(part, Tensor) and not bool(part.all()):
             raise PairError(
@@ -176,7 +181,7 @@ def in_double(pair: Pair) -> Iterator[None]:
 def _double(tensor: Any) -> Any:
     if not isinstance(tensor, Tensor):
         return tensor
-    tensor = tensor.detach().cpu()
+    tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).cpu()
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
@@ -212,13 +217,13 @@ class Unconstrained:
                 lift = self._run(None)
             except PairError:
                 raise
-            except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+            except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
                 reason = " ".join(str(error).split())
-                remedy = (
-                    "hold its tensors as parameters or buffers, or make them float64"
-                    if "dtype" in reason or "scalar type" in reason
-                    else "check the data for NaN and for values outside of their sites' supports"
-                )
+                remedy = "check the data for NaN and for values outside of their sites' supports"
+                if "dtype" in reason or "scalar type" in reason:
+                    remedy = "hold its tensors as parameters or buffers, or make them float64"
+                elif any(isinstance(value, Tensor) and not value.numel() for value in self.data.values()):
+                    remedy = "give at least one datum"
                 raise PairError(f"the model cannot run on these data in float64: {reason}; {remedy}") from error
         self.pieces = lift.pieces
         if not self.pieces:

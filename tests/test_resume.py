@@ -199,10 +199,19 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path, name):
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_settings_and_is_resumed(tmp_path, monkeypatch):
+    def captured(state):
+        now = capture(state)
+        former = {name: part for name, part in now.items() if name not in ("attributes", "buffers")}
+        return former | {"pair": now["pair"] | now["buffers"]}
+
+    name = "vae with batch norm and dropout"
     with monkeypatch.context() as earlier:
         earlier.setattr("unigen.resume._settings", lambda *_: {})
-        given(tmp_path)
-    assert given(tmp_path)[1].notes[0] == "resumed at step 4"
+        earlier.setattr("unigen.resume.capture", captured)
+        state, _ = run(name, checkpoints=tmp_path)
+    wanted = digest(state)
+    again, history = run(name, 1, checkpoints=tmp_path)
+    assert history.notes == ["resumed at step 9"] and digest(again) == wanted
 
 
 class Scaled(torch.optim.SGD):

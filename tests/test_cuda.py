@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_engines import both, descents, difference, every_case, world
-from unigen.engines import compiled, eager, xla
-from unigen.engines.checks import check_once
+from tests.test_engines import both, descents, difference, every_case, world, xla_takes_the_step_of_eager
+from unigen.engines import compiled
 from unigen.engines.replay import Replay
-from unigen.engines.surroundings import Draws
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
 from unigen.phases import Routine
@@ -59,11 +57,4 @@ def test_a_graph_takes_the_step_of_eager(routine: Routine, family: str, monkeypa
 
 @every_case
 def test_xla_takes_the_step_of_eager(routine: Routine, family: str) -> None:
-    pair, x = on_device(family)
-    other, batches = copy.deepcopy(pair), [[x] * max(phase.steps for phase in routine)]
-    rate = 1.0 if routine.batches == 1 else 1e-3  # repeated steps of rate 1 would amplify roundings
-    check_once(tuple(routine), pair, x)  # which draws, too
-    with Draws() as draws:
-        expected = eager.advance(tuple(routine), pair, descents(pair, rate), batches)
-    steps: Any = xla.advance(tuple(routine), other, descents(other, rate), batches, noise=[draws.taken])
-    assert float((steps - expected).abs().max()) < 1e-9 and difference(pair, other) < 1e-9
+    xla_takes_the_step_of_eager(routine, *on_device(family))

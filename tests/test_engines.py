@@ -1,7 +1,8 @@
 """Every engine gives the values, gradients and steps of ``eager``, for every routine on every pair family, with the same noise.
 
 ``compiled``: its graph is run operation by operation, where the random operations draw what ``eager`` draws, and compiled,
-where what they drew is handed in. Gradients are read off a step of plain gradient descent with rate 1: theta' = theta + g.
+where what they drew is handed in. ``xla`` is handed what torch drew. Gradients are read off a step of plain gradient descent
+with rate 1: theta' = theta + g.
 """
 
 import copy
@@ -17,7 +18,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from tests.test_isolation import CASES, FAMILIES
 from unigen import routines
-from unigen.engines import compiled, eager
+from unigen.engines import compiled, eager, xla
+from unigen.engines.checks import check_once
+from unigen.engines.surroundings import Draws
 from unigen.networks import networks
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, PairError, Unsupported
@@ -58,6 +61,29 @@ def both(
     return float((values - expected).abs().max()), difference(pair, other)
 
 
+def given(routine: Any, pair: Pair, x: Tensor, make: Callable[[Pair], Any], steps: int) -> tuple[float, float]:
+    """Take the same steps by ``eager`` and by ``xla`` on the noise that torch drew; return what ``both`` does."""
+    other, batches = copy.deepcopy(pair), [[x] * max(phase.steps for phase in routine)] * steps
+    check_once(tuple(routine), pair, x)  # which draws, too
+    optimizers, rows, noise = make(pair), [], []
+    for batch in batches:
+        with Draws() as draws:
+            rows.append(eager.advance(tuple(routine), pair, optimizers, [batch]))
+        noise.append(draws.taken)
+    values = xla.advance(tuple(routine), other, make(other), batches, noise=noise)
+    return float((values - torch.cat(rows)).abs().max()), difference(pair, other)
+
+
+def xla_takes_the_step_of_eager(routine: Routine, pair: Pair, x: Tensor) -> None:
+    """Assert it in double precision, to 1e-9 of values and gradients."""
+    before = [parameter.detach().clone() for parameter in pair.parameters()]
+    rate = 1.0 if routine.batches == 1 else 1e-3  # repeated steps of rate 1 would amplify roundings
+    value, tensors = given(routine, pair, x, lambda p: descents(p, rate), 1)
+    # over 60 pairs the penalty of wgan_gp has gradients of up to 7e5, which agree to 2e-14 of their size
+    size = max(float((p.detach() - old).abs().max()) for p, old in zip(pair.parameters(), before, strict=True)) / rate
+    assert size > 0 and value < 1e-9 and tensors < 1e-9 * rate * max(1.0, 1e-3 * size)
+
+
 @every_case
 def test_a_graph_takes_the_step_of_eager(routine: Routine, family: str, interpreted: None) -> None:
     pair, x = world(family)
@@ -71,6 +97,28 @@ def test_a_graph_takes_the_step_of_eager_in_single_precision(routine: Routine, f
     value, tensors = both(compiled, routine, pair, x, descents, 1)
     size = max(float(p.detach().abs().max()) for p in pair.parameters())
     assert value < 5e-6 * max(1.0, size) * 10 and tensors < 5e-6 * max(1.0, size)
+
+
+SPREAD = (
+    "em on mixture",
+    "iwae on deep_latent",
+    "posterior_regularization on flow",
+    "rule_distillation on sigmoid_belief",
+    "gan on adversarial",
+    "persistent, two sweeps",
+)
+
+
+def in_ci(*names: str) -> pytest.MarkDecorator:
+    """Return every case as parameters, all but the named ones slow."""
+    assert set(names) <= {case[0] for case in CASES}
+    cases = [pytest.param(*c[1:], id=c[0], marks=() if c[0] in names else pytest.mark.slow) for c in CASES]
+    return pytest.mark.parametrize(("routine", "family"), cases)
+
+
+@in_ci(*SPREAD)
+def test_xla_takes_the_step_of_eager(routine: Routine, family: str) -> None:
+    xla_takes_the_step_of_eager(routine, *world(family))
 
 
 class Handed(Interpreter):
@@ -134,10 +182,7 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize(
-    ("routine", "family"),
-    [pytest.param(*c[1:], id=c[0], marks=() if c[0] in QUICK else pytest.mark.slow) for c in CASES],
-)
+@in_ci(*QUICK)
 def test_a_compiled_graph_takes_the_step_of_eager(routine: Routine, family: str, handed: None) -> None:
     pair, x = world(family)
     before = [parameter.detach().clone() for parameter in pair.parameters()]

@@ -8,7 +8,8 @@ with rate 1: theta' = theta + g.
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from tests.families import CATALOGUE
 from tests.test_isolation import CASES, FAMILIES
 from unigen import routines
 from unigen.engines import compiled, eager, xla
@@ -49,11 +51,20 @@ def difference(one: Pair, other: Pair) -> float:
 
 
 def both(
-    engine: Any, routine: Any, pair: Pair, x: Tensor, make: Callable[[Pair], Any], steps: int
+    engine: Any,
+    routine: Any,
+    pair: Pair,
+    x: Tensor,
+    make: Callable[[Pair], Any],
+    steps: int,
+    more: Sequence[Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Take the same steps by ``eager`` and by an engine; return the largest differences of values and of tensors."""
+    """Take the same steps by ``eager`` and by an engine; return the largest differences of values and of tensors.
+
+    ``more``: the batches of a phase's repetitions, by default ``x`` again.
+    """
     other, seed = copy.deepcopy(pair), torch.seed() % 2**31
-    batches = [[x] * max(phase.steps for phase in routine)] * steps
+    batches = [[x] * max(phase.steps for phase in routine) if more is None else [x, *more]] * steps
     torch.manual_seed(seed)
     expected = eager.advance(tuple(routine), pair, make(pair), batches)
     torch.manual_seed(seed)
@@ -61,9 +72,17 @@ def both(
     return float((values - expected).abs().max()), difference(pair, other)
 
 
-def given(routine: Any, pair: Pair, x: Tensor, make: Callable[[Pair], Any], steps: int) -> tuple[float, float]:
+def given(
+    routine: Any,
+    pair: Pair,
+    x: Tensor,
+    make: Callable[[Pair], Any],
+    steps: int,
+    more: Sequence[Tensor] | None = None,
+) -> tuple[float, float]:
     """Take the same steps by ``eager`` and by ``xla`` on the noise that torch drew; return what ``both`` does."""
-    other, batches = copy.deepcopy(pair), [[x] * max(phase.steps for phase in routine)] * steps
+    other = copy.deepcopy(pair)
+    batches = [[x] * max(phase.steps for phase in routine) if more is None else [x, *more]] * steps
     check_once(tuple(routine), pair, x)  # which draws, too
     optimizers, rows, noise = make(pair), [], []
     for batch in batches:
@@ -109,11 +128,19 @@ SPREAD = (
 )
 
 
-def in_ci(*names: str) -> pytest.MarkDecorator:
-    """Return every case as parameters, all but the named ones slow."""
-    assert set(names) <= {case[0] for case in CASES}
-    cases = [pytest.param(*c[1:], id=c[0], marks=() if c[0] in names else pytest.mark.slow) for c in CASES]
+def in_ci(*names: str, among: Sequence[tuple[str, Routine, str]] = CASES) -> pytest.MarkDecorator:
+    """Return the cases as parameters, all but the named ones slow."""
+    assert set(names) <= {case[0] for case in among}
+    cases = [pytest.param(*c[1:], id=c[0], marks=() if c[0] in names else pytest.mark.slow) for c in among]
     return pytest.mark.parametrize(("routine", "family"), cases)
+
+
+def once() -> list[tuple[str, Routine, str]]:
+    """Return a case of every routine of the catalogue, the families in turn, and a chain of two sweeps."""
+    routines: dict[str, list[tuple[str, Routine, str]]] = {}
+    for case in CATALOGUE:
+        routines.setdefault(case[0].split(" on ")[0], []).append(case)
+    return [*(each[number % len(each)] for number, each in enumerate(routines.values())), CASES[-1]]
 
 
 @in_ci(*SPREAD)
@@ -216,6 +243,39 @@ def test_a_hundred_steps(optimizer: str, interpreted: None) -> None:
     pair, x = world("latent")
     value, tensors = both(compiled, routines.wake_sleep, pair, x, make, 100)
     assert value < 1e-6 and tensors < 1e-6
+
+
+def steady(routine: Routine) -> Callable[[Pair], dict[str, torch.optim.Optimizer]]:
+    """Return how the routine's own optimizers are made, with the eps of ``test_a_hundred_steps``."""
+
+    def make(pair: Pair) -> dict[str, torch.optim.Optimizer]:
+        made = optimizers_for(routine, pair)
+        for part in [part for optimizer in made.values() for part in optimizer.param_groups]:
+            part.update({"eps": 1e-4} if "eps" in part else {})
+        return made
+
+    return make
+
+
+def stays_with_eager(way: Callable[..., tuple[float, float]], routine: Routine, family: str) -> None:
+    """Assert that 100 steps with the same noise end within 1e-6 of those of ``eager``, and moved what the phases move."""
+    pair, x = world(family)
+    before = copy.deepcopy(pair)
+    value, tensors = way(routine, pair, x, steady(routine), 100)
+    assert value < 1e-6 and tensors < 1e-6
+    for group in {group for phase in routine for group in phase.move}:
+        ends = zip(before.group(group), pair.group(group), strict=True)
+        assert max(float((old - new).detach().abs().max()) for old, new in ends) > 1e-3
+
+
+@in_ci("maximum_likelihood on flow", "em on mixture", "persistent, two sweeps", among=once())
+def test_a_hundred_steps_of_every_routine_as_a_graph(routine: Routine, family: str, interpreted: None) -> None:
+    stays_with_eager(partial(both, compiled), routine, family)
+
+
+@in_ci("gan_minimax on adversarial", "persistent, two sweeps", among=once())
+def test_a_hundred_steps_of_every_routine_by_xla(routine: Routine, family: str) -> None:
+    stays_with_eager(given, routine, family)
 
 
 def test_an_optimizer_without_a_rule_takes_its_own_step(interpreted: None) -> None:

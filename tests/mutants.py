@@ -1,4 +1,4 @@
-"""Planted bugs: each replaces one piece of text in one function of unigen, and names the exact case that must notice.
+"""Planted bugs: each replaces one piece of text in one function of unigen, and names what must notice: an exact case or alarm.
 
 ``plant`` swaps the function's code object, so that every reference to it is mutated, and pytest's monkeypatch puts it back.
 A mutant whose text is no longer there once fails loudly: move it along with the code.
@@ -19,12 +19,15 @@ import pytest
 __all__ = ["MUTANTS", "Mutant", "plant"]
 
 EAGER, DRAW, OBJECTIVES = "unigen.engines.eager", "unigen.engines.draw", "unigen.objectives"
-PROGRAMS = "unigen.engines.programs"
+PROGRAMS, COMPILED = "unigen.engines.programs", "unigen.engines.compiled"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` becomes ``new`` in the function ``where`` (module:name); the exact ``case`` must be off by over 1e-6."""
+    """``old`` becomes ``new`` in the function ``where`` (module:name).
+
+    ``case``: the exact case (cases.py) or the alarm (alarms.py) that must be off by over 1e-6.
+    """
 
     name: str
     where: str
@@ -354,5 +357,213 @@ MUTANTS = (
         " + self.visible",
         "",
         "contrastive_divergence(1) 1, rbm, N=1",
+    ),
+    Mutant(
+        "Langevin's ratio with forth and back swapped",
+        "unigen.kernels:Langevin.__call__",
+        "+ backward - forward",
+        "+ forward - backward",
+        "Langevin",
+    ),
+    Mutant(
+        "Langevin comes back by the slope that it left by",
+        "unigen.kernels:Langevin.__call__",
+        "self.size**2 * back)",
+        "self.size**2 * slope)",
+        "Langevin",
+    ),
+    Mutant(
+        "Langevin drifts twice as far",
+        "unigen.kernels:Langevin.__call__",
+        "x + 0.5 * self.size**2 * slope +",
+        "x + self.size**2 * slope +",
+        "Langevin",
+    ),
+    # -- scales --
+    Mutant(
+        "objective scaled by the rows of the batch",
+        f"{EAGER}:_estimate",
+        "surrogate = f.mean()",
+        "surrogate = f.sum()",
+        "vae 1, one layer, N=2",
+    ),
+    Mutant(
+        "score scaled by the rows of the batch",
+        f"{EAGER}:_estimate",
+        "surrogate + term.mean()",
+        "surrogate + term.sum()",
+        "reinforce 1, one layer, N=2",
+    ),
+    # -- flows --
+    Mutant(
+        "log-determinant with the wrong sign",
+        "unigen.pairs.flow:FlowModel.distribution",
+        "base = ",
+        "chain[-1].log_abs_det_jacobian = lambda x, y: -self.scale.log().sum().expand(x.shape[:-1]); base = ",
+        "density of a coupling flow",
+    ),
+    Mutant(
+        "log-determinant dropped",
+        "unigen.pairs.flow:FlowModel.distribution",
+        "base = ",
+        "chain[0].log_abs_det_jacobian = lambda x, y: x.new_zeros(x.shape[:-1]); base = ",
+        "density of an autoregressive flow",
+    ),
+    Mutant(
+        "log-determinant of the support with the wrong sign",
+        "unigen.engines.unconstrained:_Lift._pyro_sample",
+        "self.log_jacobian + transform",
+        "self.log_jacobian - transform",
+        "unconstrained density",
+    ),
+    Mutant(
+        "stale cache: a flow's inverse by weights that have moved",
+        "unigen.engines.sites:Record._pyro_sample",
+        'forget(msg["fn"])  # weights have moved since its transforms were called',
+        "pass",
+        "density of a flow after a step",
+    ),
+    Mutant(
+        "stale cache: a flow's inverse without its gradient",
+        "unigen.engines.inverses:forget",
+        "part._cached_x_y = None, None",
+        "pass",
+        "elbo by ScoreFunction, flow",
+    ),
+    Mutant(
+        "stale cache: the guide's density in the place of the model's",
+        f"{DRAW}:Draw.density",
+        "key = (which, site.name)",
+        'key = ("model", site.name)',
+        "vae 1, one layer, N=2",
+    ),
+    # -- what a phase leaves alone --
+    Mutant(
+        "the generator's phase steps the discriminator",
+        f"{EAGER}:_climb",
+        "for group in phase.move:\n            if group in optimizers:",
+        "for group in optimizers:\n            if group in optimizers:",
+        "adversaries apart",
+    ),
+    Mutant(
+        "the generator's phase moves the discriminator's buffers",
+        f"{EAGER}:_climb",
+        "buffer.copy_(old)",
+        "pass",
+        "adversaries apart",
+    ),
+    Mutant(
+        "a graph keeps the buffers of what its phase does not move",
+        f"{COMPILED}:_Phase._run",
+        "for own in pair.group_buffers(*self.phase.move):",
+        'for own in pair.group_buffers("theta", "phi", "psi"):',
+        "compiled as eager",
+    ),
+    Mutant(
+        "xla keeps the buffers of what its phase does not move",
+        "unigen.engines.capture:_capture",
+        "if name.startswith(tuple(mine))",
+        'if name.startswith("buffer.")',
+        "xla as eager",
+    ),
+    # -- engines --
+    Mutant(
+        "a graph descends the objective",
+        "unigen.engines.pure:gradient",
+        "torch.autograd.grad(-surrogate",
+        "torch.autograd.grad(surrogate",
+        "compiled as eager",
+    ),
+    Mutant(
+        "Adam's second moment corrected by the first beta",
+        "unigen.engines.rules:update",
+        "torch.sqrt(1 - beta2**count)",
+        "torch.sqrt(1 - beta1**count)",
+        "compiled as eager",
+    ),
+    Mutant(
+        "a repeated phase takes the wrong batch",
+        f"{COMPILED}:_Step.__init__",
+        "(repetition - 1) % (len(batch) - 1) + 1",
+        "repetition % (len(batch) - 1) + 1",
+        "compiled as eager",
+    ),
+    Mutant(
+        "a graph whose constants have changed",
+        f"{COMPILED}:_Step.__init__",
+        " or pair.compiled[key].stale",
+        "",
+        "compiled as eager after a constant changed",
+    ),
+    Mutant(
+        "Adam by xla with the first beta upside down",
+        "unigen.engines.updates:_adam",
+        "mean + (1 - one) * (g - mean)",
+        "mean + one * (g - mean)",
+        "xla as eager",
+    ),
+    Mutant(
+        "a repeated phase takes the wrong batch by xla",
+        "unigen.engines.xla:_step",
+        "1 + (repetition - 1) % more",
+        "1 + repetition % more",
+        "xla as eager",
+    ),
+    Mutant(
+        "a tape whose constants have changed",
+        "unigen.engines.xla:_step",
+        "if not any(climb.stale for climb in step.climbs):",
+        "if True:",
+        "xla as eager after a constant changed",
+    ),
+    # -- checkpoints --
+    Mutant(
+        "sums are not compared",
+        "unigen.checkpoints:Checkpoints._read",
+        'if _sha256(files[name]) != expected["sha256"]:',
+        "if False:",
+        "checkpoints",
+    ),
+    Mutant(
+        "another run's checkpoint is taken",
+        "unigen.checkpoints:Checkpoints._read",
+        "if theirs != ours:",
+        "if False:",
+        "checkpoints",
+    ),
+    Mutant(
+        "the oldest checkpoint is taken",
+        "unigen.checkpoints:Checkpoints.load",
+        "for step in reversed(steps):",
+        "for step in steps:",
+        "checkpoints",
+    ),
+    Mutant(
+        "one checkpoint is kept",
+        "unigen.checkpoints:Checkpoints.save",
+        "[: 1 - self.keep]",
+        "[:]",
+        "checkpoints",
+    ),
+    Mutant(
+        "random streams are not restored",
+        "unigen.snapshots:restore",
+        "if streams:",
+        "if False:",
+        "resumed vae",
+    ),
+    Mutant(
+        "optimizers are not restored",
+        "unigen.snapshots:restore",
+        "state.optimizers[group].load_state_dict(load)",
+        "pass",
+        "resumed vae",
+    ),
+    Mutant(
+        "chains are not restored",
+        "unigen.snapshots:restore",
+        'for key, chain in content["chains"].items()',
+        "for key, chain in ()",
+        "resumed chain",
     ),
 )

@@ -205,6 +205,34 @@ def test_a_density_reports_the_pacgan_protocol(tmp_path):
     assert found["maximum_likelihood", 1]["log_likelihood"]["kind"] == "exact"
 
 
+# -- engines -----------------------------------------------------------------------------------------------------------
+
+FEW = "--data ring --routines vae --hidden 8 --batch-size 64 --particles 5 --test-size 200 --evaluations 0".split()
+FEW += "--steps 60 --learning-rate 0.02".split()
+
+
+def likelihoods(out: Path, seeds: int, *more: str) -> numpy.ndarray:
+    """Return each seed's log-likelihood of test data by a small comparison."""
+    assert run("compare", *FEW, "--seeds", *map(str, range(seeds)), "--out", str(out), *more) == 0
+    return numpy.array([results(out)["vae", seed]["log_likelihood"]["value"] for seed in range(seeds)])
+
+
+def apart(found: numpy.ndarray, expected: numpy.ndarray) -> float:
+    """Return the p-value of a paired t-test: runs of a seed share weights and order of data, and differ in their noise."""
+    return float(scipy.stats.ttest_rel(found, expected).pvalue)
+
+
+@pytest.mark.parametrize(("engine", "seeds"), [("xla", 4), pytest.param("compiled", 8, marks=pytest.mark.slow)])
+def test_the_table_by_another_engine_is_that_of_eager_within_seed_noise(tmp_path, engine, seeds):
+    """Equal at 1e-4, which is the rate of false alarms; that half a nat (a fifth for 8 seeds) is seen is asserted."""
+    expected = likelihoods(tmp_path / "eager", seeds)
+    found = likelihoods(tmp_path / engine, seeds, "--engine", engine)
+    assert apart(found, expected) > 1e-4
+    assert not numpy.array_equal(found, expected)  # another noise: the other engine has run
+    seen = 0.5 if seeds == 4 else 0.2
+    assert apart(found + seen, expected) < 1e-4 > apart(found - seen, expected)
+
+
 WRONG = [
     (["--data", "digit"], 2, "did you mean 'digits'|digits"),
     (["--routines", "vea"], 2, "did you mean 'vae'"),

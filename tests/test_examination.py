@@ -23,7 +23,7 @@ from unigen.evaluate.examination import Protocol, evaluate
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.networks import networks
-from unigen.pairs import adversarial, flow, latent, rbm
+from unigen.pairs import adversarial, flow, latent, rbm, sigmoid_belief
 from unigen.settings import UsageError
 
 SHORT = Protocol(40, 30, 4, Annealing(3, 2, 2), simulated=4, calibration=16, validation=5, samples=0)
@@ -78,6 +78,7 @@ def networks_of_digits():
         ("validation", 1, "give at least 2, or 0 for none"),
         ("simulated", 1, "give at least 2, or 0"),
         ("calibration", 15, "give at least 16, or 0"),
+        ("nuts", 1, "give at least 2, or 0"),
         ("annealed", 0, "give at least 1"),
     ),
 )
@@ -85,7 +86,7 @@ def test_numbers_that_no_figure_could_be_made_of_are_refused_at_once(name, value
     with pytest.raises(UsageError, match=f"{name}={value}; {words}"):
         Protocol(**{name: value})
     Protocol(**{name: 20})
-    if name in ("samples", "simulated", "calibration"):
+    if name in ("samples", "simulated", "calibration", "nuts"):
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", "nowhere", f"--{name}", str(value)])
         assert ended.value.code == 2 and f"{name}={value}; {words}" in capsys.readouterr().err
@@ -100,6 +101,22 @@ def test_a_figure_that_fails_is_one_refusal(monkeypatch):
     found = evaluate(Pair(shifted, shifted_posterior), (x, x), SHORT)
     assert [(refusal.name, refusal.why) for refusal in found.refusals] == [("active units", "a sentence")]
     assert {"ELBO", "log p(x)", "calibration, p-value"} <= {figure.name for figure in found.figures}
+
+
+def test_the_guide_is_compared_with_nuts_where_that_is_asked_for():
+    """Its deviation is 0.8 of the posterior's, which both sides have in closed form; bits have no such draws."""
+    x = torch.randn(20, 1)
+
+    def narrow(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + y) / 2, 0.8 * 0.5**0.5).to_event(1))
+
+    asked = dataclasses.replace(SHORT, nuts=3)
+    found = evaluate(Pair(shifted, narrow), (x, x), asked)["guide against NUTS, ratio of deviations"]
+    assert found.n == 3 and found.value == pytest.approx(0.8, abs=0.08)
+    assert not any("NUTS" in figure.name for figure in evaluate(Pair(shifted, narrow), (x, x), SHORT).figures)
+    bits = evaluate(sigmoid_belief(4, (3,)), torch.bernoulli(torch.full((20, 4), 0.5)), asked)
+    assert any(refusal.name == "guide against NUTS" and "discrete" in refusal.why for refusal in bits.refusals)
 
 
 def test_an_empty_validation_split_is_none():

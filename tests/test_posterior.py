@@ -16,7 +16,7 @@ from unigen.evaluate.annealing import Annealing, annealed_log_likelihood
 from unigen.evaluate.figure import Figure, Refused, mean_figure
 from unigen.evaluate.likelihood import importance_weighted_curve, log_importance_weights
 from unigen.evaluate.pareto import k_hat_figures, pareto_k_hat
-from unigen.evaluate.posterior import active_units, against_reference, guide_draws, posterior_gap
+from unigen.evaluate.posterior import active_units, against_nuts, against_reference, guide_draws, posterior_gap
 from unigen.pairs import flow, sigmoid_belief
 from unigen.reference import Posterior
 
@@ -188,6 +188,19 @@ def test_chains_count_by_their_effective_size_and_those_that_disagree_are_labell
     assert few[0].standard_error == pytest.approx(math.sqrt(1 / 3000 + 1 / 20), rel=0.01)  # both are standard normal
     for wrong in (posterior(2000.0, rhat=1.2), posterior(2000.0, diverged=True)):
         assert all("unreliable" in figure.warning for figure in against_reference(draws, wrong)["w"])
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(1.0, 0.0), (1.0, 0.5), (0.6, 0.3)])
+def test_a_guide_against_nuts_on_a_conjugate_pair(stretch, shift):
+    """Closed forms: W1 of N(shift, stretch^2) from N(0, 1). Errors are some 0.03, of which 0.15 is five."""
+    line = Line()
+    x = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3)
+    error, ratio, distance = against_nuts(Pair(line, ExactGuide(line, stretch, shift)), x, chains=2)
+    assert error.n == 6 and "2 coordinates a datum, 2 chains of 1000 draws" in error.how and not error.warning
+    assert error.value == pytest.approx(shift, abs=0.15) and ratio.value == pytest.approx(stretch, abs=0.1)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    grid = normal.icdf((torch.arange(10_000) + 0.5) / 10_000)
+    assert distance.value == pytest.approx(float((shift + (stretch - 1) * grid).abs().mean()), abs=0.15)
 
 
 def test_guide_draws_repeat_and_leave_the_stream_alone():

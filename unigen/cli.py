@@ -97,6 +97,8 @@ class Evaluate:
     """Intermediate distributions for an RBM's partition function."""
     calibration: int = 500
     """Simulations for the calibration of a guide; 0 for none."""
+    nuts: int = 0
+    """Data whose posteriors NUTS draws, for the guide to be compared with; 0 for none."""
     samples: int = 1000
     """Samples for figures of samples; 0 for none."""
 
@@ -241,7 +243,7 @@ def _evaluate(chosen: Evaluate) -> int:
     if not chosen.directories:
         raise UsageError("evaluate wants a directory; got nothing")
     least = {"test_size": 2, "particles": 1, "annealed": 1, "distributions": 1, "chains": 1, "partition": 1}
-    for name in (*least, "simulated", "calibration", "samples"):
+    for name in (*least, "simulated", "calibration", "nuts", "samples"):
         value, low = getattr(chosen, name), least.get(name, 0)
         if not low <= value <= 10**6:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, and at most {10**6}; got {value}")
@@ -255,6 +257,7 @@ def _evaluate(chosen: Evaluate) -> int:
         simulated=chosen.simulated,
         partition=chosen.partition,
         calibration=chosen.calibration,
+        nuts=chosen.nuts,
         samples=chosen.samples,
     )
     shown = sys.stderr.isatty() or "CI" not in os.environ

@@ -25,7 +25,7 @@ from unigen.evaluate.neighbours import (
 )
 from unigen.evaluate.observation import gaussian_observation_log_likelihood, kernel_density_estimate
 from unigen.evaluate.pareto import k_hat_figures, pareto_k_hat
-from unigen.evaluate.posterior import active_units, against_reference, guide_draws, posterior_gap
+from unigen.evaluate.posterior import active_units, against_nuts, against_reference, guide_draws, posterior_gap
 from unigen.evaluate.rank_plot import save_ranks
 from unigen.evaluate.sample_figures import SampleFigure, jackknife
 from unigen.evaluate.sample_metrics import sample_metrics
@@ -54,6 +54,7 @@ __all__ = [
     "SampleFigure",
     "Samples",
     "active_units",
+    "against_nuts",
     "against_reference",
     "annealed_log_likelihood",
     "bidirectional_monte_carlo",

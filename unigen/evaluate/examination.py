@@ -38,7 +38,7 @@ from unigen.evaluate.likelihood import (
 from unigen.evaluate.modes import evaluating
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
 from unigen.evaluate.pareto import figures_of_k_hat, pareto_k_hat
-from unigen.evaluate.posterior import active_units, posterior_gap
+from unigen.evaluate.posterior import active_units, against_nuts, posterior_gap
 from unigen.evaluate.sample_figures import GROUPS
 from unigen.evaluate.sample_metrics import sample_metrics
 from unigen.pair import Pair, PairError
@@ -49,7 +49,13 @@ from unigen.streams import isolated
 
 __all__ = ["Examination", "Protocol", "evaluate"]
 
-LEAST = {"simulated": 2, "calibration": 16, "validation": 2, "samples": 2 * GROUPS}  # for a figure with an error
+LEAST = {
+    "simulated": 2,
+    "calibration": 16,
+    "nuts": 2,
+    "validation": 2,
+    "samples": 2 * GROUPS,
+}  # for a figure with an error
 MOST_SUMMED = 1024  # joint values of discrete latents that are summed where the pair does not offer it by itself
 
 
@@ -60,7 +66,8 @@ class Protocol:
     ``test``: data for likelihoods and samples. ``particles``: K of the importance-weighted bound, whose curve has the powers of
     ten below. ``annealed``: how many of these data annealing is run on. ``annealing``: how. ``simulated``: data for bounds from
     both sides. ``partition``, ``partition_chains``: of an RBM's annealing. ``calibration``: simulations of the guide's.
-    ``validation``: data that observation noise is tuned on. ``samples``: how many. The last four may be 0, for no such figure.
+    ``nuts``: data whose posteriors NUTS draws, for the guide to be compared with. ``validation``: data that observation noise
+    is tuned on. ``samples``: how many. The last five may be 0, for no such figure, as ``nuts`` is where nothing is said.
     Fewer rows than there are stand at equal distances: the first ones are no fair sample of a file that is sorted. Raises
     ``UsageError``, a ``ValueError``, for numbers too small for their figures.
     """
@@ -73,6 +80,7 @@ class Protocol:
     partition: int = 5000
     partition_chains: int = 100
     calibration: int = 500
+    nuts: int = 0
     validation: int = 50
     samples: int = 1000
 
@@ -165,6 +173,8 @@ def evaluate(
         parts += [("KL(q || posterior)", room.divergence), ("active units", room.active)]
         if not quick:
             parts.append(("calibration", room.calibrated))
+            if protocol.nuts:
+                parts.append(("guide against NUTS", room.by_nuts))
     if dataset and protocol.samples:
         parts.append(("samples", lambda: room.samples(dataset, classifier)))
     warning_of = cache(partial(warning_of_factors, pair, x))  # once, where there is a likelihood at all
@@ -331,6 +341,10 @@ class _Room:
         like, _ = _some(self.pair, self.x, n)
         self.calibration = simulation_based_calibration(self.pair, like, n, coordinates=16, seed=self.seed)
         yield from self.calibration.figures()
+
+    def by_nuts(self) -> Iterator[Figure]:
+        x, _ = _some(self.pair, self.x, self.protocol.nuts)
+        yield from against_nuts(self.pair, x, seed=self.seed, progress=self.progress)
 
     def samples(self, dataset: Dataset, classifier: Predictor | None) -> Iterator[Figure]:
         n = min(self.protocol.samples, len(dataset.test))

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen.engines.programs import Programs, device_of
+from unigen.engines.programs import Programs, device_of, lengths_of
 from unigen.engines.sites import Site, family_of
 from unigen.evaluate.figure import Figure, Refused, mean_figure
 from unigen.evaluate.latents import columns_of, pieces_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
-from unigen.reference import Posterior
+from unigen.reference import Posterior, sample
 from unigen.streams import isolated
 
 __all__ = [
     "ActiveUnits",
     "active_units",
+    "against_nuts",
     "against_reference",
     "guide_draws",
     "posterior_gap",
@@ -161,6 +162,38 @@ def against_reference(
         figures = _site_against_reference(name, mine, theirs, size)
         found[name] = tuple(dataclasses.replace(figure, warning=warning) for figure in figures)
     return found
+
+
+def against_nuts(
+    pair: Pair, x: Any, draws: int = 1000, *, chains: int = 4, warmup: int = 500, seed: int = 0, progress: bool = False
+) -> tuple[Figure, ...]:
+    """Compare the guide with the posterior p(z|x) of each of a few data, as NUTS draws it (``unigen.reference.sample``).
+
+    draws: of each chain, and as many in all of the guide. Returns, each averaged over the coordinates of a datum's latents, with
+    the standard error over data: the error of the mean and the Wasserstein-1 distance, in standard deviations of the posterior,
+    and the ratio of standard deviations, guide to posterior, a geometric mean. Chains that disagree or diverged are labelled
+    unreliable. Raises what ``sample`` raises, a ``PairError`` for discrete latents among them.
+    """
+    reference = sample(pair, x, chains=chains, warmup=warmup, draws=draws, seed=seed, progress=progress)
+    names = set(reference.draws)
+    drawn = {name: value for name, value in guide_draws(pair, x, chains * draws, seed).items() if name in names}
+    compared = against_reference(drawn, reference)
+    rows = max(lengths_of(pair.bind(x)), default=1)
+    shift, ratio, distance = (
+        torch.cat([torch.as_tensor(figures[part].per_datum).reshape(rows, -1) for figures in compared.values()], 1)
+        for part in range(3)
+    )
+    ess = torch.cat([reference.ess[name].reshape(-1) for name in compared]).double()
+    floor = float(((1 / (chains * draws) + 1 / ess) * 2 / math.pi).sqrt().mean())
+    how = f"{shift.shape[1]} coordinates a datum, {chains} chains of {draws} draws by NUTS, least ESS {float(ess.min()):.0f}"
+    warning = next(iter(compared.values()))[0].warning
+    return (
+        mean_figure("guide against NUTS, error of the mean", shift.mean(1), "estimate", "sd",
+                    how=f"{how}; an exact guide has {floor:.2g}", warning=warning),
+        mean_figure("guide against NUTS, ratio of deviations", ratio.log().mean(1).exp(), "estimate", "",
+                    how=how, warning=warning),
+        mean_figure("guide against NUTS, Wasserstein-1", distance.mean(1), "distance", "sd", how=how, warning=warning),
+    )  # fmt: skip
 
 
 def _moments(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:

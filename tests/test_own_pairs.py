@@ -422,3 +422,23 @@ def test_local_baselines_over_labelled_and_unlabelled_batches() -> None:
     for data, sites in (({"x": x}, {"y", "z"}), ({"x": x, "y": y}, {"z"}), ({"x": x}, {"y", "z"})):
         drawn = programs(pair.bind(data))
         assert set(drawn.local_signals(elbo(drawn).detach(), torch.zeros(6, len(sites)))) == sites
+
+
+def test_a_model_without_data() -> None:
+    """A density alone, as of z ~ N(0, 1) with no argument, is a pair too."""
+
+    class Alone(PyroModule):
+        def forward(self) -> None:
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    class Moved(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self) -> None:
+            pyro.sample("z", dist.Normal(self.m, 1.0))
+
+    pair = Pair(Alone(), Moved())
+    check(routines.vae(), pair, ())
+    assert Programs(pair).layout({}).x == ""

@@ -182,13 +182,14 @@ class GradientPenalized:
     """
 
     weight: float = 10.0
+    data_first: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_number("the penalty's weight", self.weight)
 
     def __call__(self, draw: Any) -> Tensor:
-        rows = draw.depth  # an event has any shape
-        real, generated = (half.detach() for half in _halves(draw, draw.x, rows - 1))
+        rows = draw.depth  # an event has any shape; the plate holds the data first (pairs/adversarial.py)
+        real, generated = draw.x.detach().chunk(2, rows - 1)
         part = torch.rand_like(real.flatten(rows)[..., :1])
         between = torch.lerp(real, generated, part.reshape(*part.shape[:rows], *[1] * (real.dim() - rows)))
         between.requires_grad_()
@@ -230,28 +231,16 @@ class Mmd:
 
     widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
     couples_data: bool = field(default=True, repr=False)
+    data_first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, draw: Any) -> Tensor:
-        real, generated = _halves(draw, draw.x.flatten(draw.depth), -2)
+        real, generated = draw.x.flatten(draw.depth).chunk(2, -2)
         scale = (2 * real.detach().var(-2).sum()).sqrt()
         if draw.dry and scale == 0:
             raise ValueError(
                 "the widths of Mmd are fractions of the distance between data; give a batch whose rows differ"
             )
         return -mmd_squared(real.detach() / scale, generated / scale, gaussian_kernel(self.widths))
-
-
-def _halves(draw: Any, x: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """Return the data and what was generated: the plate holds the data first (pairs/adversarial.py), which a trial checks."""
-    if draw.programs.dry:
-        y = draw["y"]
-        first = torch.arange(y.shape[-1], device=y.device) < y.shape[-1] // 2
-        if not bool(((y > 0.5) == first).all()):
-            raise ValueError(
-                "it takes the first half of the plate for data and the second for samples, where y is not 1 and 0; draw y from "
-                "Stratified (unigen.pairs.likelihoods), or use gan, wgan or f_gan"
-            )
-    return x.chunk(2, dim)
 
 
 # -- networks named psi: constraints, baselines, adversaries -----------------------------------------------------------

@@ -16,13 +16,20 @@ from torch.distributions import constraints
 
 from unigen.datachecks import DataError
 from unigen.engines.jumps import jumps
-from unigen.engines.probes import check_dreams, check_enumerable, check_particles, check_values, mixed_rows
+from unigen.engines.probes import (
+    check_data_first,
+    check_dreams,
+    check_enumerable,
+    check_particles,
+    check_values,
+    mixed_rows,
+)
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
 from unigen.failures import out_of_memory
 from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake
+from unigen.phases import Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
 
 __all__ = ["check", "check_once", "check_optimizers", "check_routine"]
 
@@ -257,6 +264,8 @@ def _check_phase(phase: Phase, pair: Pair, x: Any) -> set[int]:
         check_dreams(Programs(pair), pair.bind(x))
     if any(isinstance(each, Enumerate) or (isinstance(each, Wake) and each.particles) for each in expectations):
         check_particles(Programs(pair), pair.bind(x))
+    if getattr(phase.maximize, "data_first", False):
+        check_data_first(Programs(pair), pair.bind(x), name_of(phase.maximize))
     if not reached:
         raise PairError(f"it has no gradient along {', '.join(phase.move)}; move the group its objective reads")
     return reached

@@ -17,7 +17,15 @@ from unigen.engines.sites import Site, base_of, check_sampler, element_support, 
 from unigen.pair import PairError
 from unigen.streams import isolated
 
-__all__ = ["check_dreams", "check_enumerable", "check_masks", "check_particles", "check_values", "mixed_rows"]
+__all__ = [
+    "check_data_first",
+    "check_dreams",
+    "check_enumerable",
+    "check_masks",
+    "check_particles",
+    "check_values",
+    "mixed_rows",
+]
 
 PARTICLES = 2
 
@@ -62,6 +70,18 @@ def _observes(site: Site, given: Tensor) -> bool:
         return False
     masked = site.mask is not None or isinstance(base_of(site.fn), MaskedDistribution)
     return masked or _close(site.value, given.to(site.value.dtype))
+
+
+@torch.no_grad()
+def check_data_first(programs: Programs, data: Mapping[str, Any], objective: str) -> None:
+    """Refuse a model whose y is not 1 in the first half of the plate and 0 in the second, as objectives of two halves want."""
+    with isolated(0, device_of(data)):
+        y = programs.run("model", data)["y"].value
+    if not bool(((y > 0.5) == (torch.arange(y.shape[-1], device=y.device) < y.shape[-1] // 2)).all()):
+        raise PairError(
+            f"{objective} takes the first half of the plate for data and the second for samples, where y is not 1 and 0; draw y "
+            "from Stratified (unigen.pairs.likelihoods), or use gan, wgan or f_gan"
+        )
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class Programs:
             self.pair.layout = Layout(
                 max((-frame.dim for frame in frames), default=0),
                 any(frame.name == self.pair.batch_plate for frame in frames),
-                next((name for name in self.pair.arguments if name in model), self.pair.arguments[0]),
+                next((name for name in self.pair.arguments if name in model), next(iter(self.pair.arguments), "")),
             )
         return self.pair.layout
 

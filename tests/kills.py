@@ -36,7 +36,7 @@ STEPS, INTERVAL = 40, 3
 # -- fit ---------------------------------------------------------------------------------------------------------------
 
 
-def train(name: str, directory: Path | None, result: Path) -> None:
+def train(name: str, directory: Path | None, result: Path, engine: str = "eager") -> None:
     """Run an arm as a script would, log every step, and write the digest of where it ended."""
     random.seed(7)
     np.random.seed(7)
@@ -51,6 +51,7 @@ def train(name: str, directory: Path | None, result: Path) -> None:
                 routine,
                 pair,
                 steps=STEPS,
+                engine=engine,
                 schedule=Falling(1e-5),
                 record_every=1,
                 callbacks=[lambda state, history: os.write(handle, f"{state.step}\n".encode()) and None],
@@ -67,8 +68,10 @@ def train(name: str, directory: Path | None, result: Path) -> None:
     result.write_text(digest(state))
 
 
-def killed(name: str, kills: int, sent: signal.Signals, chance: random.Random, root: Path) -> Tally:
-    """End runs of one arm until there were ``kills`` and the last run has finished; a trial is a kill.
+def killed(
+    name: str, kills: int, sent: signal.Signals, chance: random.Random, root: Path, engine: str = "eager"
+) -> Tally:
+    """End runs of one arm by an engine until there were ``kills`` and the last run has finished; a trial is a kill.
 
     Good is a kill after which the run went on with at most an interval of checkpoints lost (none after SIGTERM and SIGINT,
     which end it within 10 seconds with the right code), and ended in the same bits as the run left alone.
@@ -77,7 +80,7 @@ def killed(name: str, kills: int, sent: signal.Signals, chance: random.Random, r
     expected = 128 + sent if sent in ASKING else -sent
     root.mkdir(parents=True)
     began = time.monotonic()
-    alone = wait(fork(lambda: train(name, None, root / "alone")))
+    alone = wait(fork(lambda: train(name, None, root / "alone", engine)))
     duration = time.monotonic() - began
     if alone:
         tally(False, f"{name}: left alone, it ended with {alone}")
@@ -89,7 +92,7 @@ def killed(name: str, kills: int, sent: signal.Signals, chance: random.Random, r
         log = result.with_suffix(".log")
         code, lost, before = expected, 0, 0
         while code == expected:
-            child = fork(lambda directory=directory, result=result: train(name, directory, result))
+            child = fork(lambda directory=directory, result=result: train(name, directory, result, engine))
             if count < kills:
                 code, took = killed_at(child, chance.uniform(0, duration), sent, result.exists)
             else:

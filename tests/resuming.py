@@ -18,7 +18,7 @@ from unigen.checkpoints import Checkpoints
 from unigen.data import Dataset, Loader, load
 from unigen.networks import Baseline, Critic, Networks, networks
 from unigen.pair import Pair
-from unigen.pairs import adversarial, latent, mixture, rbm, sigmoid_belief
+from unigen.pairs import adversarial, flow, latent, mixture, rbm, sigmoid_belief
 from unigen.phases import Routine
 from unigen.snapshots import capture
 from unigen.training import State
@@ -68,6 +68,7 @@ ARMS = {
     "wgan_gp": (routines.wgan_gp(critic_steps=2), lambda seed: adversarial(_shared(seed))),
     "persistent contrastive divergence": (routines.persistent_contrastive_divergence, lambda s: rbm(64, 8, seed=s)),
     "posterior regularization": (routines.posterior_regularization("constraint", base=routines.vae), _latent),
+    "flow": (routines.maximum_likelihood, lambda seed: flow(64, steps=2, hidden=(8,), seed=seed)),
     "em": (routines.em, lambda seed: mixture(3, data().train, likelihood="bernoulli", seed=seed)),
 }
 

@@ -88,6 +88,13 @@ def killed(work: Work) -> Tally:
     return total(found)
 
 
+def killed_elsewhere(work: Work) -> Tally:
+    """`kill -9` of runs by the engines compiled and xla: the bits of the run left alone by the same engine, as many steps lost"""
+    ways = (("xla", "vae"), ("compiled", "persistent contrastive divergence"))
+    sent, chance = signal.SIGKILL, work.chance
+    return total(kills.killed(name, 3, sent, chance, work.root / f"{engine} {name}", engine) for engine, name in ways)
+
+
 def killed_saves(work: Work) -> Tally:
     """killed at each of six points of a save: the newest complete checkpoint loads, the next save is whole"""
     return disks.killed_saves(1 if work.quick else 10, work.root)
@@ -168,6 +175,7 @@ def alone(work: Work) -> Tally:
 
 FIGURES: dict[str, Callable[[Work], Tally]] = {
     "B1": killed,
+    "B1+": killed_elsewhere,
     "B2": killed_saves,
     "B3": cut,
     "B3+": cut_elsewhere,
@@ -180,7 +188,7 @@ FIGURES: dict[str, Callable[[Work], Tally]] = {
     "B13": neighbours,
     "B14": alone,
 }
-LONG = ("B3+",)
+LONG = ("B1+", "B3+")
 """Figures that have no short version."""
 
 
@@ -214,6 +222,7 @@ def _unforeseeable(self: Any, epoch: int) -> torch.Tensor:
 
 FAULTS: dict[str, list[tuple[Any, str, Any]]] = {
     "B1": [(unigen.resume, "restore", _forgetful)],
+    "B1+": [(unigen.resume, "restore", _forgetful)],
     "B2": [(unigen.checkpoints.Checkpoints, "save", _in_place)],
     "B3": [(unigen.resume, "restore", _forgetful)],
     "B3+": [(unigen.resume, "restore", _forgetful)],

@@ -102,6 +102,29 @@ def test_what_is_continuous_is_no_jump(kind: str, rows: int, number: torch.dtype
     assert sentence(Pair(Model(CONTINUOUS[kind]), Guide()), torch.linspace(-1, 1, rows)) is None
 
 
+class Saturated(nn.Module):
+    """z ~ Beta(1, 1) in the model and Beta(2, 0.05) in the guide, whose draws are at 1 but for rounding."""
+
+    def __init__(self, of_guide: bool) -> None:
+        super().__init__()
+        self.of_guide, self.b = of_guide, nn.Parameter(torch.tensor(0.05 if of_guide else 1.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(x.new_full((len(x),), 2.0 if self.of_guide else 1.0), self.b))
+            if not self.of_guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_rounding_of_the_values_is_no_jump(number: torch.dtype) -> None:
+    """log(1 - z) steps with the last digit of z."""
+    for seed in range(5):
+        assert (
+            sentence(Pair(Saturated(False), Saturated(True)), torch.randn(30, generator=torch.manual_seed(seed)))
+            is None
+        )
+
+
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
 @pytest.mark.parametrize("positive", [False, True])
 def test_a_changepoint(auto: Any, positive: bool) -> None:

@@ -20,12 +20,14 @@ __all__ = ["jumps"]
 
 LINES = 16  # of one draw, where the batch has as many rows
 FIRST, LAST = -1.0, 2.0  # of a line through two draws, which lie at 0 and 1
-POINTS, ROUNDS = 33, 4  # each round looks into two intervals of the one before
+POINTS, ROUNDS = 33, 3  # each round looks into two intervals of the one before
 LEAST = 1e-3  # nats
 ROUNDING = 1e3  # units of rounding of a density, which is a sum of many terms
+RESOLVED = 4  # units of rounding between two values that differ by more than rounding
 MOST = 2**22  # numbers of data that are no rows, of which some could be taken
 
 Key = tuple[str, str]  # program and site
+VALUES = ("", "")
 
 
 @torch.no_grad()
@@ -99,7 +101,8 @@ def _densities(
 ) -> dict[Key, Tensor]:
     """Return the densities, (P, R), where these latents are at t, (P, R), of their lines, and the others at 0.
 
-    The P copies of each row are rows of one batch; data that have no rows go P times through the programs.
+    Their values, (P, R, numbers), come along as those of ``VALUES``. The P copies of each row are rows of one batch; data that
+    have no rows go P times through the programs.
     """
     if rows is None and len(t) > 1:
         parts = [_densities(programs, data, rows, lines, which_run, moving, each) for each in t.split(1)]
@@ -109,7 +112,8 @@ def _densities(
         values[name] = _between(start, end, t if name in moving else torch.zeros_like(t), batched=rows is not None)
     if rows is not None:
         data = taken(data, rows, torch.arange(rows, device=t.device).repeat(len(t)))
-    draw, found = Draw(programs, data, None, "guide", values), {}
+    flat = [values[name].reshape(*t.shape, -1) for name in moving] or [t.unsqueeze(-1)]
+    draw, found = Draw(programs, data, None, "guide", values), {VALUES: torch.cat(flat, -1)}
     for which in which_run:
         with isolated(0, t.device):
             sites = programs.run(which, data, values=values)
@@ -131,7 +135,7 @@ def _between(start: Site, end: Site, t: Tensor, batched: bool) -> Tensor:
 def _repeats(run: Callable[..., dict[Key, Tensor]], rows: int, device: torch.device) -> bool:
     """Say whether copies of a row have the same densities, as where no program draws numbers of its own."""
     found = run([], torch.zeros(POINTS, rows, device=device))
-    return all(torch.allclose(density, density[:1].expand_as(density)) for density in found.values())
+    return all(torch.allclose(each, each[:1].expand_as(each)) for key, each in found.items() if key != VALUES)
 
 
 def _jump(run: Callable[[Tensor], dict[Key, Tensor]], rows: int, device: torch.device) -> tuple[str, str, float] | None:
@@ -142,7 +146,8 @@ def _jump(run: Callable[[Tensor], dict[Key, Tensor]], rows: int, device: torch.d
     for _ in range(ROUNDS):
         t = centre + width * steps
         found = run(t)
-        bends.append({key: _bend(density) for key, density in found.items()})
+        resolved = _resolved(found.pop(VALUES))
+        bends.append({key: torch.where(resolved, _bend(density), 0) for key, density in found.items()})
         place = torch.stack([*bends[-1].values()]).amax(0).argmax(0)
         centre, width = t[place + 1, torch.arange(rows, device=device)], 2 * width / (POINTS - 1)
     jumps = []
@@ -153,6 +158,13 @@ def _jump(run: Callable[[Tensor], dict[Key, Tensor]], rows: int, device: torch.d
         jumps.append((float(torch.where(stays, size, 0).max()), key))
     most, (which, site) = max(jumps)
     return (which, site, most) if most else None
+
+
+def _resolved(values: Tensor) -> Tensor:
+    """Return at which inner points, (P - 2, R), each value is apart from its neighbours by more than rounding, or stays."""
+    apart = (values[1:] - values[:-1]).abs() > RESOLVED * torch.finfo(values.dtype).eps * values[1:].abs()
+    apart = (apart | (values == values[:1]).all(0)).all(-1)
+    return apart[1:] & apart[:-1]
 
 
 def _bend(density: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from unigen.optimizers import optimizers_for
 from unigen.pair import Pair
 from unigen.pairs import flow
 from unigen.phases import Routine
-from unigen.snapshots import capture_streams, restore_streams
+from unigen.snapshots import capture, capture_streams, restore, restore_streams
 
 __all__ = ["ALARMS"]
 
@@ -224,6 +224,19 @@ def resumed(name: str) -> float:
     return float(digest(again) != digest(state))
 
 
+def restored(name: str) -> float:
+    """What is captured of one run and restored into another that had other weights: the bits of the first."""
+    before = capture_streams()
+    state, _ = run(name)
+    content, wanted = capture(state), digest(state)
+    other, _ = run(name, 1)
+    assert digest(other) != wanted
+    restore(content, other)
+    found = digest(other)
+    restore_streams(before)
+    return float(found != wanted)
+
+
 ALARMS: dict[str, Callable[[], float]] = {
     "density of a coupling flow": partial(flow_density, "affine_coupling"),
     "density of an autoregressive flow": partial(flow_density, "affine_autoregressive"),
@@ -237,6 +250,6 @@ ALARMS: dict[str, Callable[[], float]] = {
     "xla as eager after a constant changed": partial(as_eager_anew, "xla"),
     "checkpoints": checkpoints_tell,
     "resumed vae": partial(resumed, "vae"),
-    "resumed chain": partial(resumed, "persistent contrastive divergence"),
+    "restored chain": partial(restored, "persistent contrastive divergence"),
 }
 """By the name that a mutant gives as its case."""

@@ -564,6 +564,6 @@ MUTANTS = (
         "unigen.snapshots:restore",
         'for key, chain in content["chains"].items()',
         "for key, chain in ()",
-        "resumed chain",
+        "restored chain",
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import reduce, singledispatch
+from functools import partial, reduce, singledispatch
 from typing import Any
 
 import torch
@@ -238,14 +238,12 @@ def _doubly_reparameterized(
     log_w = log_weight(sample)
     normalized = torch.softmax(log_w.detach(), 0)
     surrogate = (normalized.square() * log_w).sum(0).mean()
-    if "theta" in phase.move or programs.dry:
-        fixed = Draw(
-            programs.without_gradient_through_samples(), data, expectation.particles, "guide", values=sample.detached()
-        )
-        if programs.dry:
-            _check_apart(phase, programs.pair, fixed.log_p)
-        if "theta" in phase.move:
-            surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
+    still = partial(Draw, programs.without_gradient_through_samples(), data, expectation.particles, "guide")
+    if programs.dry:
+        _check_apart(phase, programs.pair, still(values=sample.detached()).log_p)
+    if "theta" in phase.move:
+        fixed = still(values=sample.detached())
+        surrogate = surrogate + (normalized * fixed.log_p).sum(0).mean()
     return iwae(sample).mean().detach(), surrogate
 
 

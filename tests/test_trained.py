@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from climbing import seeds, train
 from oracles import bits, log_bit
 from replay import expected, outcomes, prepare, replay
 from torch import Tensor
@@ -24,20 +25,12 @@ from unigen.engines import eager
 from unigen.engines.programs import Programs
 from unigen.networks import Baseline, networks
 from unigen.objectives import critic
-from unigen.optimizers import Falling
 from unigen.pair import Pair
 from unigen.pairs import Likelihood, adversarial, flow, rbm, sigmoid_belief
 from unigen.phases import PHI, Phase, Routine, ScoreFunction, Sleep, Wake
 from unigen.phases import Baseline as BaselineOf
-from unigen.training import fit
 
 DOUBLE = torch.float64
-
-
-def train(x: Any, routine: Any, pair: Pair, steps: int, **rates: float) -> None:
-    """Climb with Adam, the rate of each group falling to zero; a group of rate zero stays."""
-    optimizers = {group: torch.optim.Adam(pair.group(group), lr, fused=True) for group, lr in rates.items()}
-    fit(x, routine, pair, optimizers, steps=steps, schedule=Falling(0.0), progress=False)
 
 
 # -- belief networks ---------------------------------------------------------------------------------------------------
@@ -59,10 +52,12 @@ def belief_densities(pair: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evidence(pair: Pair, x: Tensor) -> float:
+    """Return the mean log p(x)."""
     return float(torch.logsumexp(belief_densities(pair, x)[0], 1).mean())
 
 
 def bound(pair: Pair, x: Tensor) -> float:
+    """Return the mean elbo, E_q included."""
     log_p, log_q = belief_densities(pair, x)
     return float((log_q.exp() * (log_p - log_q)).sum(1).mean())
 
@@ -74,13 +69,12 @@ def words() -> Tensor:
 
 @pytest.mark.parametrize("routine", [routines.wake_sleep, routines.nvil], ids=lambda routine: routine.name)
 def test_a_belief_network_of_thirteen_units_gains_likelihood(routine: Routine) -> None:
-    """Row C1: the exact log p(x) rises, by half of what there is to gain at least."""
+    """Row C1: the exact log p(x) rises, by four fifths of what there is to gain at least."""
     torch.manual_seed(0)
     pair, x = sigmoid_belief(6, (4, 3), psi={"baseline": Baseline(6, (8,))}), words()
     before, best = evidence(pair, x), -math.log(8)
-    rates = {"psi": 0.01} if routine is routines.nvil else {}
-    train(x.repeat(25, 1), routine, pair, 600, theta=0.03, phi=0.03, **rates)
-    assert best >= evidence(pair, x) >= (before + best) / 2
+    train(x.repeat(25, 1), routine, pair, 400, theta=0.03, phi=0.03, psi=0.01)
+    assert best >= evidence(pair, x) >= before + 0.8 * (best - before)
 
 
 def test_a_helmholtz_machine_learns_patterns() -> None:
@@ -88,19 +82,18 @@ def test_a_helmholtz_machine_learns_patterns() -> None:
     torch.manual_seed(0)
     x = bits(3).float().repeat(1, 3)
     pair = sigmoid_belief(9, (6,))
-    train(x.repeat(25, 1), routines.wake_sleep, pair, 1500, theta=0.05, phi=0.05)
+    train(x.repeat(25, 1), routines.wake_sleep, pair, 600, theta=0.05, phi=0.05)
     assert 0 <= -math.log(8) - evidence(pair, x) < 0.1
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@seeds(1, 5)
 def test_baselines_raise_the_bound_of_a_belief_network(seed: int) -> None:
     """Row D10: at equal steps and rates the exact bound with NVIL's baselines is above that of the bare score function."""
     reached = []
     for routine in (routines.nvil, routines.reinforce):
         torch.manual_seed(seed)
         pair = sigmoid_belief(6, (4, 3), psi={"baseline": Baseline(6, (8,))}, seed=seed)
-        rates = {"psi": 0.01} if routine is routines.nvil else {}
-        train(words().repeat(4, 1), routine, pair, 400, theta=0.03, phi=0.03, **rates)
+        train(words().repeat(4, 1), routine, pair, 250, theta=0.03, phi=0.03, psi=0.01)
         reached.append(bound(pair, words()))
     assert reached[0] > reached[1]
 
@@ -142,8 +135,8 @@ def bars_and_stripes() -> Tensor:
 def test_persistent_chains_learn_bars_and_stripes(k: int, rows: int, steps: int, most: float) -> None:
     """Row C5: KL(data || model) by the exact partition function, < 0.05 nat in the end, of 3.6 at the start.
 
-    Chains that must cross between 14 far modes need many sweeps: with 5 a step the KL stays at 0.1 however long one trains,
-    so that the shorter run asks for less.
+    Chains that must cross between 14 far modes need many sweeps: 8000 steps of 5 still leave 0.1 nat. The short run asks for
+    less.
     """
     torch.manual_seed(0)
     x = bars_and_stripes()
@@ -177,30 +170,25 @@ def test_the_gradient_of_contrastive_divergence_approaches_the_exact_one() -> No
 # -- adversaries -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "routine",
-    [routines.gan, routines.f_gan("jensen_shannon"), pytest.param(routines.gan_minimax, marks=pytest.mark.slow)],
-    ids=lambda routine: routine.name,
-)
-def test_a_discriminator_of_symbols_reaches_the_optimal_one(routine: Routine) -> None:
+@seeds(1, 20)
+def test_a_discriminator_of_symbols_reaches_the_optimal_one(seed: int) -> None:
     """Rows A12 and F5: D(x) = p/(p + q) to 1e-3 after training, the generator held; there its mean gradient is zero."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tiny = WORLDS["symbol gan"]()
     pair, x = tiny.pair, torch.tensor([2, 0, 1, 1])
     p = torch.bincount(x).double() / 4
     q = torch.softmax(pair.model.table.detach(), 0)
-    train(x.repeat(4096), routine, pair, 200, theta=0.0, phi=0.1)
+    train(x.repeat(8192), routines.gan, pair, 200, phi=0.03)
     found = torch.sigmoid(pair.guide.odds.detach())
     assert (found - p / (p + q)).abs().max() <= 1e-3
     with torch.no_grad():
         pair.guide.odds.copy_((p / q).log())
-    assert all(float(g.abs().max()) < 1e-12 for g in expected(routine[0], pair, x).gradient.values())
+    assert all(float(g.abs().max()) < 1e-12 for g in expected(routines.gan[0], pair, x).gradient.values())
 
 
-def game(dimension: int, hidden: tuple[int, ...] = (16,), seed: int = 0) -> Any:
-    return adversarial(
-        networks("mlp", (dimension,), dimension, hidden=hidden, seed=seed), Likelihood("normal", bounded=False)
-    )
+def game(dimension: int, hidden: tuple[int, ...] = (16,)) -> Any:
+    """Return a game over rows (N, dimension), on all of the line."""
+    return adversarial(networks("mlp", (dimension,), dimension, hidden=hidden), Likelihood("normal", bounded=False))
 
 
 def generated(pair: Pair, rows: int) -> Tensor:
@@ -227,14 +215,14 @@ def test_an_implicit_generator_fits_a_normal() -> None:
     """Row F1: N(3, 0.5) to 0.05 in mean and deviation; 2^16 draws leave standard errors of 0.002."""
     torch.manual_seed(0)
     pair = game(1)
-    train([3 + 0.5 * torch.randn(256, 1) for _ in range(500)], routines.mmd, pair, 500, theta=0.02)
+    train([3 + 0.5 * torch.randn(128, 1) for _ in range(400)], routines.mmd, pair, 400, theta=0.05)
     made = generated(pair, 2**16)
     assert abs(float(made.mean()) - 3) < 0.05 and abs(float(made.std()) - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("penalty", [10.0, 50.0])
 def test_the_slope_of_a_penalized_critic_tends_to_one(penalty: float) -> None:
-    """Row F14: between two points at distance d the best slope is 1 + d / (2 penalty), the top of s d - penalty (s - 1)^2."""
+    """Row F14: between points at distance d the best slope is 1 + d / (2 penalty), the top of s d - penalty (s - 1)^2."""
     torch.manual_seed(0)
     pair = game(2, (32,))
     with torch.no_grad():  # the generator makes the origin, the data lie at distance 2
@@ -249,18 +237,19 @@ def test_the_slope_of_a_penalized_critic_tends_to_one(penalty: float) -> None:
         return torch.autograd.grad(odds.sum() / 2, between)[0].norm(dim=1)
 
     before = slope()
-    train(x, (routines.wgan_gp(penalty, 1)[0],), pair, 600, phi=0.01)
+    train(x, (routines.wgan_gp(penalty, 1)[0],), pair, 400, phi=0.01)
     assert (before - 1).abs().max() > 0.2
-    assert (slope() - (1 + 2 / (2 * penalty))).abs().max() < 0.05
+    assert (slope() - (1 + 1 / penalty)).abs().max() < 0.05  # d = 2
 
 
 def test_a_generator_trained_by_mmd_is_not_told_from_the_data() -> None:
-    """Row F22: it passes a permutation test at the level 0.01, which the untrained generator fails."""
+    """Row F22: it passes a permutation test at the level 0.01, which the untrained generator fails.
+
+    A generator without fault would fail it with one seed of a hundred.
+    """
     torch.manual_seed(0)
-    density, generator = (
-        GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=DOUBLE), 0.5),
-        torch.Generator().manual_seed(0),
-    )
+    generator = torch.Generator().manual_seed(0)
+    density = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=DOUBLE), 0.5)
     pair = game(2, (32,))
     fresh = density.sample(200, generator)
     kernel = gaussian_kernel(median_bandwidth(fresh))
@@ -274,6 +263,7 @@ def test_a_generator_trained_by_mmd_is_not_told_from_the_data() -> None:
 
 
 def log_density(pair: Pair, x: Tensor) -> Tensor:
+    """Return log p(x) of a flow, (N,)."""
     with torch.no_grad():
         return eager.draw(Wake(), Programs(pair), {"x": x}).log_p
 

@@ -127,7 +127,8 @@ def bit_distance(routine: Routine, seed: int) -> Distance:
         for parameter in tiny.pair.group("theta"):
             parameter.mul_(0.5)  # then no posterior probability is so small that 1% of it asks for more data
     tiny.x = bits(1)
-    train(tiny.x.repeat(8192, 1), routine, tiny.pair, 200, phi=0.1, psi=0.1)
+    copies = 65536 if routine == routines.iwae(2) else 8192  # the bare score function of iwae is the noisiest here
+    train(tiny.x.repeat(copies, 1), routine, tiny.pair, 200, phi=0.1, psi=0.1)
     t = parameters(tiny.pair)
     with torch.no_grad():
         tables = tiny.tables(t, t, 2)
@@ -190,6 +191,7 @@ def linear_gap(routine: Routine, seed: int, factors: int, steps: int) -> float:
     x = planted(factors)
     linear = networks("mlp", (4,), factors, hidden=(), seed=seed)
     pair: Any = latent(linear, Likelihood("normal", bounded=False)).double()
+    train(x, routine, pair, 100, phi=0.1)  # the guide first: wake-sleep is slow to turn a guide of the wrong sign
     train(x, routine, pair, steps, theta=0.1, phi=0.1)
     with torch.no_grad():
         generator, scale = pair.model.generator.output, pair.model.likelihood.log_scale.exp()
@@ -212,7 +214,7 @@ def linear_gap(routine: Routine, seed: int, factors: int, steps: int) -> float:
     ),
 )
 def test_one_factor_reaches_the_evidence_of_principal_components(routine: Routine, seed: int) -> None:
-    assert -1e-9 <= linear_gap(routine, seed, 1, 500) <= 1e-2
+    assert -1e-9 <= linear_gap(routine, seed, 1, 700) <= 1e-2
 
 
 @seeds(1, 20)

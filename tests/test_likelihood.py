@@ -360,6 +360,28 @@ def test_scaled_densities_have_no_likelihood(x):
             figure()
 
 
+class Turned(Line):
+    """``Line`` of data with their dimensions first."""
+
+    def forward(self, x):
+        super().forward(x.mT)
+
+
+class TurnedGuide(ExactGuide):
+    def forward(self, x):
+        super().forward(x.mT)
+
+
+def test_data_that_are_not_along_the_first_dimension_are_refused(x):
+    line = Turned()
+    for figure in (log_likelihood, enumerated_log_likelihood, importance_weighted_sandwich, annealed_log_likelihood):
+        rows, columns = x.shape
+        with pytest.raises(
+            Refused, match=rf"site 'z' is of {rows} data, by the plate 'data', .* {columns} rows;.*transpose"
+        ):
+            figure(Pair(line, TurnedGuide(line)), x.mT)
+
+
 class Pointed(ExactGuide):
     """The mean of the posterior, as a point mass."""
 

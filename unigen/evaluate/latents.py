@@ -151,11 +151,22 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> dict[str, Any]:
                     "poutine.scale or a subsampled plate, so the joint density is not that of a distribution and has no "
                     "log p(x); evaluate with a scale of 1"
                 )
+            _check_first(site, pair, some)
     check_masks(programs, some)
     check_particles(programs, some)
     if mixed := mixed_rows(programs, some):
         raise Refused(mixed)
     return some
+
+
+def _check_first(site: Site, pair: Pair, data: dict[str, Any]) -> None:
+    """Refuse data whose rows are not along their first dimension, as those of sequences with time first."""
+    for frame in site.frames:
+        if frame.name == pair.batch_plate and frame.size not in (rows := rows_of(pair, data), 1):
+            raise Refused(
+                f"site '{site.name}' is of {frame.size} data, by the plate {frame.name!r}, but the data have {rows} rows; "
+                "evaluation finds a datum in each row, along the first dimension, so give them so and let the programs transpose"
+            )
 
 
 class _Part(NamedTuple):

@@ -1,6 +1,6 @@
 """Shared settings of the tests: one thread, since the networks are tiny; random streams left as they were found.
 
-``UNIGEN_TEST_DEVICE=cuda`` runs them there.
+``UNIGEN_TEST_DEVICE=cuda`` runs them there; ``--hypothesis-profile nightly`` draws many examples, other ones each time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("short", max_examples=3, derandomize=True, deadline=None, database=None)
+settings.register_profile("nightly", max_examples=50, deadline=None)
+settings.load_profile("short")
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

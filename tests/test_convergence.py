@@ -267,5 +267,5 @@ def test_a_mixture_reaches_the_likelihood_of_em(routine: Routine, seed: int) -> 
     assert best - climbed[-2] < 1e-9 and best - climbed[0] > 0.1
     rows = x.repeat(20, 1)  # the same likelihood, more samples of z
     train(rows, routine, pair, 100, phi=0.1, psi=0.1)  # the guide first, so that no component is lost
-    train(rows, routine, pair, 300, theta=0.05, phi=0.05, psi=0.05)
+    train(rows, routine, pair, 600, theta=0.05, phi=0.05, psi=0.05)
     assert abs(evidence(pair, x) - best) <= 1e-3

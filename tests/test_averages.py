@@ -136,7 +136,7 @@ def test_weights_come_back_to_the_last_bit(digits):
     assert largest(copy.deepcopy(pair).averages.weights, pair.averages.weights) == 0
 
 
-@pytest.mark.parametrize("decay", (-0.1, 1.0, float("nan")))
+@pytest.mark.parametrize("decay", (-0.1, 1.0, float("nan"), "0.9", True))
 def test_a_decay_outside_of_its_range_is_refused(decay):
     with pytest.raises(ValueError, match="at least 0 and less than 1"):
         Averages.begin(small(), decay)

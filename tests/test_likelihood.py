@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 import unigen.evaluate.likelihood as likelihood_module
 from unigen import Pair, PairError
+from unigen.datachecks import DataError
 from unigen.evaluate import (
     Protocol,
     annealed_log_likelihood,
@@ -380,6 +381,41 @@ def test_data_that_are_not_along_the_first_dimension_are_refused(x):
             Refused, match=rf"site 'z' is of {rows} data, by the plate 'data', .* {columns} rows;.*transpose"
         ):
             figure(Pair(line, TurnedGuide(line)), x.mT)
+
+
+@pytest.mark.parametrize("figure", [log_likelihood, enumerated_log_likelihood])
+def test_data_that_a_distribution_cannot_take_are_refused_in_any_row(figure):
+    bits = torch.bernoulli(torch.full((1500, 3), 0.5))
+    bits[1200] = 2
+    for pair in (sigmoid_belief(3, (2,)), rbm(3, 2))[: 1 + (figure is log_likelihood)]:
+        with pytest.raises(DataError, match=r"'x' has values in \[0, 2\] that its distribution \(.*\) cannot take"):
+            figure(pair, bits)
+    with pytest.raises(DataError, match="cannot take"):
+        log_likelihood(rbm(3, 2), bits / 4)
+
+
+def test_grey_values_of_bits_are_warned_of():
+    pair, bits = sigmoid_belief(3, (2,)), torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    assert log_likelihood(pair, bits, particles=3).warning == ""
+    assert "no log density of grey values" in log_likelihood(pair, bits / 2, particles=3).warning
+
+
+def test_a_number_that_is_none_is_refused_where_a_mask_leaves_it_out(x):
+    class Masked(Line):
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z @ self.a.T, self.s).mask(~x.isnan()).to_event(1), obs=x)
+
+    class Guide(ExactGuide):
+        def forward(self, x):
+            super().forward(x.nan_to_num())
+
+    line, x = Masked(), x.clone()
+    x[1, 0] = torch.nan
+    for figure in (log_likelihood, annealed_log_likelihood):
+        with pytest.raises(DataError, match="data 'x' have values that their distribution refuses.*nan_to_num"):
+            figure(Pair(line, Guide(line)), x)
 
 
 class Pointed(ExactGuide):

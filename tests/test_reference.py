@@ -649,6 +649,12 @@ REFUSALS = {
     "no seed": (ordinary, X, {"seed": None}, ("seed is None, expected an integer",)),
     "a seed too large": (ordinary, X, {"seed": 2**70}, ("expected an integer from 0 to 9223372036854775807",)),
     "derivatives forward": (ordinary, X, {"forward_mode_differentiation": True}, ("nuts has no option 'forward_mode",)),
+    "a mass matrix of another size": (
+        ordinary,
+        X,
+        {"inverse_mass_matrix": numpy.ones(7)},
+        ("inverse_mass_matrix has shape (7,), expected an array (", "by dense_mass=False"),
+    ),
     "blocks of mass": (ordinary, X, {"dense_mass": [("w",)]}, ("dense_mass is [('w',)], expected True or False",)),
     "sure to accept": (ordinary, X, {"target_accept_prob": 2.0}, ("target_accept_prob is 2.0", "above 0 and below 1")),
     "a step backwards": (ordinary, X, {"step_size": -1.0}, ("step_size is -1.0, expected a number above 0",)),

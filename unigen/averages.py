@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +32,10 @@ class Averages:
     @classmethod
     def begin(cls, pair: Pair, decay: float) -> Averages:
         """Return averages that start at the weights of a pair; ``ValueError`` for a decay outside [0, 1)."""
-        if not 0 <= decay < 1:
-            raise ValueError(f"the decay of averaged weights is at least 0 and less than 1, such as 0.999; got {decay}")
+        if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay < 1:
+            raise ValueError(
+                f"the decay of averaged weights is at least 0 and less than 1, such as 0.999; got {decay!r}"
+            )
         of: dict[str, Tensor] = dict(pair.named_groups())
         return cls(float(decay), {name: own.detach().clone() for name, own in of.items()}, of)
 

@@ -145,6 +145,7 @@ def sample(
             raise Unsupported(reason) from error
 
     chains = _chains(chains, sampler, latents.size)
+    _check_mass_matrix(options, latents.size)
     with precision():
         first, second = jax.random.split(jax.random.key(seed))
         start = _start(log_density, chains, latents.size, first)
@@ -185,6 +186,17 @@ def _check_options(options: Mapping[str, Any]) -> None:
     depths = options.get("max_tree_depth", 1)
     for depth in depths if isinstance(depths, tuple) else (depths,):
         integer("max_tree_depth", depth, 1)
+
+
+def _check_mass_matrix(options: Mapping[str, Any], size: int) -> None:
+    """Refuse an inverse mass matrix of another size than the latents have together."""
+    dense = options.get("dense_mass", False)
+    found, expected = getattr(options.get("inverse_mass_matrix"), "shape", ()), (size, size) if dense else (size,)
+    if options.get("inverse_mass_matrix") is not None and tuple(found) != expected:
+        raise ValueError(
+            f"inverse_mass_matrix has shape {tuple(found)}, expected an array {expected}, by dense_mass={dense}: all latents are "
+            "one vector here."
+        )
 
 
 def _needed(module: str, package: str = "") -> Any:

@@ -31,7 +31,7 @@ from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
 
-__all__ = ["check", "check_once", "check_optimizers", "check_routine"]
+__all__ = ["check", "check_observed", "check_once", "check_optimizers", "check_routine"]
 
 
 def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
@@ -170,7 +170,7 @@ def _check_sites(pair: Pair, data: dict[str, Any]) -> None:
     check_angles(guide, model)
     for site in model.values():
         if site.observed or site.name in data:
-            _check_observed(site)
+            check_observed(site)
     for name in guide.keys() & model.keys():
         ours, theirs = guide[name].fn, model[name].fn
         if model[name].observed:
@@ -206,7 +206,7 @@ def _warn_of_another_plate(programs: Programs, data: dict[str, Any], sites: list
         )
 
 
-def _check_observed(site: Site) -> None:
+def check_observed(site: Site) -> None:
     """Refuse data that a site would have to repeat, or that lie where its distribution is not defined."""
     shape = tuple(site.fn.shape())
     try:

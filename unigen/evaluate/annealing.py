@@ -25,7 +25,15 @@ from unigen.engines.probes import check_dreams
 from unigen.engines.programs import Programs, device_of
 from unigen.engines.pure import capture
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import LatentSpace, check_densities, check_runs, frozen, pieces_of, recycled
+from unigen.evaluate.latents import (
+    LatentSpace,
+    check_densities,
+    check_observations,
+    check_runs,
+    frozen,
+    pieces_of,
+    recycled,
+)
 from unigen.names import nearest
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.pairs.rbm import BoltzmannMachine
@@ -262,6 +270,7 @@ def annealed_log_likelihood(
     settings = settings or Annealing()
     check_annealable(pair)
     data = pair.bind(x)
+    check_observations(pair, data)
     pieces = pieces_of(pair, data, max(1, MOST_CHAINS_AT_ONCE // settings.chains))
     found, rates, start = [], [], settings.start
     with frozen(pair, seed, device_of(data)), _bar(settings, len(pieces), "annealing", progress) as bar:

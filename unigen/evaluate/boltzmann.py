@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from unigen.evaluate.annealing import inverse_temperatures
 from unigen.evaluate.figure import Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_not_empty
+from unigen.evaluate.latents import check_observations
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair
 from unigen.pairs.rbm import MOST_UNITS, BoltzmannMachine, RestrictedBoltzmann
@@ -98,7 +98,7 @@ def boltzmann_log_likelihood(pair: Pair, x: Any, partition: Figure) -> Figure:
     if not isinstance(pair.model, BoltzmannMachine):
         raise Refused("this pair's density has no partition function; call log_likelihood or annealed_log_likelihood")
     data = pair.bind(x)
-    check_not_empty(data)
+    check_observations(pair, data)
     with evaluating(pair):
         per_datum = pair.model.distribution.log_prob(data["x"]).double() - partition.value
     kind = "exact" if partition.kind == "exact" else "upper bound"

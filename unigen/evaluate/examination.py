@@ -33,7 +33,7 @@ from unigen.evaluate.likelihood import (
     importance_weighted_curve,
     importance_weighted_sandwich,
     log_importance_weights,
-    warning_of_factors,
+    warning_of_densities,
 )
 from unigen.evaluate.modes import evaluating
 from unigen.evaluate.observation import gaussian_observation_log_likelihood
@@ -177,7 +177,7 @@ def evaluate(
                 parts.append(("guide against NUTS", room.by_nuts))
     if dataset and protocol.samples:
         parts.append(("samples", lambda: room.samples(dataset, classifier)))
-    warning_of = cache(partial(warning_of_factors, pair, x))  # once, where there is a likelihood at all
+    warning_of = cache(partial(warning_of_densities, pair, x))  # once, where there is a likelihood at all
     figures: list[Figure] = []
     refusals: list[Refusal] = []
     for name, part in tqdm(parts, desc="examination", disable=not progress, leave=False):
@@ -205,12 +205,12 @@ def _some(pair: Pair, data: Any, rows: int) -> tuple[Any, Tensor]:
     return data[index] if isinstance(data, Tensor) else taken(named, total, index), index
 
 
-def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None, warning_of: Callable[[], str]) -> Figure:
-    """Add to a log-likelihood its bits per dimension, and a warning of the model's factors."""
+def _noted(figure: Figure, pair: Pair, x: Any, dataset: Dataset | None, warning_of: Callable[[bool], str]) -> Figure:
+    """Add to a log-likelihood its bits per dimension, and a warning of densities that are none."""
     if figure.name != "ELBO" and not figure.name.startswith("log p(x)"):
         return figure
     if pair.likelihood != "none" and not isinstance(pair.model, BoltzmannMachine):
-        warnings = filter(None, (figure.warning, warning_of()))
+        warnings = filter(None, (figure.warning, warning_of("simulated" in figure.name)))
         figure = dataclasses.replace(figure, warning="; ".join(warnings))
     return _with_bits(figure, pair, x, dataset)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from unigen.datachecks import DataError
+from unigen.engines.checks import check_observed
 from unigen.engines.draw import Draw, check_local
 from unigen.engines.probes import check_masks, check_particles, mixed_rows
 from unigen.engines.programs import (
@@ -27,7 +29,7 @@ from unigen.engines.programs import (
     taken,
 )
 from unigen.engines.pure import unvalidated
-from unigen.engines.sites import Site, check_sampler, family_of, support_of
+from unigen.engines.sites import Site, check_sampler, family_of, log_prob_at, support_of
 from unigen.evaluate.figure import Refused
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
@@ -37,9 +39,11 @@ __all__ = [
     "LatentSpace",
     "check_densities",
     "check_not_empty",
+    "check_observations",
     "check_runs",
     "columns_of",
     "frozen",
+    "observations",
     "pieces_of",
     "recycled",
     "rows_of",
@@ -157,6 +161,26 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> dict[str, Any]:
     if mixed := mixed_rows(programs, some):
         raise Refused(mixed)
     return some
+
+
+def observations(pair: Pair, data: Mapping[str, Any]) -> Iterator[Site]:
+    """Yield the model's sites that have data, of one piece of the data after the other."""
+    for piece in pieces_of(pair, data, 1000):
+        yield from (site for site in check_runs(pair, piece)["model"].values() if site.observed)
+
+
+@torch.no_grad()
+def check_observations(pair: Pair, data: Mapping[str, Any]) -> None:
+    """Refuse data, in whichever row, that their distribution cannot take (``DataError``)."""
+    for site in observations(pair, data):
+        check_observed(site)
+        try:
+            log_prob_at(site.fn, site.value)
+        except ValueError as error:
+            raise DataError(
+                f"data '{site.name}' have values that their distribution refuses, also where a mask leaves "
+                "them out; put others there, as x.nan_to_num() does"
+            ) from error
 
 
 def _check_first(site: Site, pair: Pair, data: dict[str, Any]) -> None:

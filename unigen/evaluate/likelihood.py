@@ -23,11 +23,18 @@ from unigen.engines.draw import Draw
 from unigen.engines.eager import draw
 from unigen.engines.probes import check_enumerable, check_values
 from unigen.engines.programs import Programs, device_of, enumerate_sites, reason_of
-from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler
+from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, family_of
 from unigen.evaluate.annealing import simulate
 from unigen.evaluate.boltzmann import boltzmann_log_likelihood, log_partition
 from unigen.evaluate.figure import Bounds, Figure, Refused, mean_figure
-from unigen.evaluate.latents import check_densities, check_not_empty, pieces_of, rows_of
+from unigen.evaluate.latents import (
+    check_densities,
+    check_not_empty,
+    check_observations,
+    observations,
+    pieces_of,
+    rows_of,
+)
 from unigen.evaluate.modes import evaluating
 from unigen.objectives import log_evidence, log_weight
 from unigen.pair import Pair, PairError
@@ -43,7 +50,7 @@ __all__ = [
     "importance_weighted_sandwich",
     "log_importance_weights",
     "log_likelihood",
-    "warning_of_factors",
+    "warning_of_densities",
 ]
 
 # numbers of the largest tensor of one piece: what lies near the cache of a processor is the fastest there, and on a GPU memory
@@ -73,17 +80,26 @@ def log_likelihood(pair: Pair, x: Any, particles: int = 500, seed: int = 0) -> F
     else:
         per_datum = log_importance_weights(pair, x, particles, seed, lambda weights: bound_of(weights, particles))
         found = bound_figure(per_datum, particles, particles)
-    return replace(found, warning=warning_of_factors(pair, x))
+    return replace(found, warning=warning_of_densities(pair, x))
 
 
 @torch.no_grad()
-def warning_of_factors(pair: Pair, x: Any) -> str:
-    """Return a warning where the model has a ``pyro.factor``, whose number nothing holds to be a normalized log density, or ""."""
-    some = pieces_of(pair, pair.bind(x), 2)[0]
+def warning_of_densities(pair: Pair, x: Any, simulated: bool = False) -> str:
+    """Return a warning, or "", of densities that are none: of a ``pyro.factor``, whose number nothing holds to be a normalized
+    log density, and of grey values under a Bernoulli, where data are not ``simulated``.
+    """
+    data = pair.bind(x)
+    some = pieces_of(pair, data, 2)[0]
     with isolated(0, device_of(some)), evaluating(pair):
         sites = Programs(pair).run("model", some).values()
     factors = ", ".join(repr(site.name) for site in sites if isinstance(base_of(site.fn), Unit))
-    return f"log p(x) only where the model's factors ({factors}) are normalized log densities" if factors else ""
+    bits = [] if simulated else [site for site in observations(pair, data) if family_of(site.fn) == "Bernoulli"]
+    found = []
+    if factors:
+        found.append(f"log p(x) only where the model's factors ({factors}) are normalized log densities")
+    if any(bool(((site.value != 0) & (site.value != 1)).any()) for site in bits):
+        found.append("no log density of grey values: the mean log probability of the bits whose probabilities they are")
+    return "; ".join(found)
 
 
 @torch.no_grad()
@@ -96,6 +112,8 @@ def log_importance_weights(
     memory does not grow with K times N. Refused for a pair without a density. Random streams are left as they are.
     """
     data = pair.bind(x)
+    if pair.likelihood != "none":
+        check_observations(pair, data)
     if pair.likelihood == "none" or not _infers(pair, data):
         raise Refused(
             "importance weights need a density of the model and a guide that infers its latents, which this pair lacks"
@@ -250,6 +268,7 @@ def enumerated_log_likelihood(pair: Pair, x: Any, most: int = 2**16) -> Figure:
         with isolated(0, device_of(data)), evaluating(pair):
             check_enumerable(Programs(pair), data)
             check_values(Programs(pair), data)
+            check_observations(pair, data)
             check_densities(pair, data)
             values, count = enumerate_sites(Programs(pair), data)
             if count > most:

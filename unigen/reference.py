@@ -190,12 +190,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _check_mass_matrix(options: Mapping[str, Any], size: int) -> None:
     """Refuse an inverse mass matrix of another size than the latents have together."""
-    dense = options.get("dense_mass", False)
-    found, expected = getattr(options.get("inverse_mass_matrix"), "shape", ()), (size, size) if dense else (size,)
-    if options.get("inverse_mass_matrix") is not None and tuple(found) != expected:
+    matrix, dense = options.get("inverse_mass_matrix"), options.get("dense_mass", False)
+    found, expected = tuple(getattr(matrix, "shape", ())), (size, size) if dense else (size,)
+    if matrix is not None and found != expected:
         raise ValueError(
-            f"inverse_mass_matrix has shape {tuple(found)}, expected an array {expected}, by dense_mass={dense}: all latents are "
-            "one vector here."
+            f"inverse_mass_matrix has shape {found}, expected an array {expected}, by dense_mass={dense}: all latents are one "
+            "vector here."
         )
 
 

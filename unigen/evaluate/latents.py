@@ -141,7 +141,7 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> dict[str, Any]:
     Returns the first rows, which it has looked at.
     """
     some = pieces_of(pair, data, 100)[0]
-    programs = Programs(pair)
+    programs, rows = Programs(pair), rows_of(pair, some)
     for which, sites in check_runs(pair, some).items():
         for site in sites.values():
             if site.weightless:
@@ -155,7 +155,7 @@ def check_densities(pair: Pair, data: dict[str, Any]) -> dict[str, Any]:
                     "poutine.scale or a subsampled plate, so the joint density is not that of a distribution and has no "
                     "log p(x); evaluate with a scale of 1"
                 )
-            _check_first(site, pair, some)
+            _check_rows(site, pair.batch_plate, rows)
     check_masks(programs, some)
     check_particles(programs, some)
     if mixed := mixed_rows(programs, some):
@@ -178,15 +178,15 @@ def check_observations(pair: Pair, data: Mapping[str, Any]) -> None:
             log_prob_at(site.fn, site.value)
         except ValueError as error:
             raise DataError(
-                f"data '{site.name}' have values that their distribution refuses, also where a mask leaves "
-                "them out; put others there, as x.nan_to_num() does"
+                f"data '{site.name}' have values that their distribution refuses, also where a mask leaves them out; put others "
+                "there, as x.nan_to_num() does"
             ) from error
 
 
-def _check_first(site: Site, pair: Pair, data: dict[str, Any]) -> None:
+def _check_rows(site: Site, batch_plate: str | None, rows: int) -> None:
     """Refuse data whose rows are not along their first dimension, as those of sequences with time first."""
     for frame in site.frames:
-        if frame.name == pair.batch_plate and frame.size not in (rows := rows_of(pair, data), 1):
+        if frame.name == batch_plate and frame.size not in (rows, 1):
             raise Refused(
                 f"site '{site.name}' is of {frame.size} data, by the plate {frame.name!r}, but the data have {rows} rows; "
                 "evaluation finds a datum in each row, along the first dimension, so give them so and let the programs transpose"

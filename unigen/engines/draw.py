@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from unigen.engines.inverses import without_inverse
+from unigen.engines.inverses import inverting
 from unigen.engines.programs import Programs, unreached
 from unigen.engines.sites import Site, family_of, log_prob_at
 from unigen.pair import PairError
@@ -174,15 +174,9 @@ class Draw:
         """Return the site's log density at a value, summed to one number a datum (and particle)."""
         layout = self.programs.layout(self.data)
         try:
-            log_density = log_prob_at(site.fn, value)
-        except (NotImplementedError, KeyError) as error:
-            if kinds := without_inverse(site.fn, error):
-                raise PairError(
-                    f"site '{site.name}' has a transform without an inverse ({kinds}), so its density is to be had for its own "
-                    "samples with their gradient alone; use vae or iwae, or a transform that has one, such as affine_coupling"
-                ) from None
-            if isinstance(error, KeyError):
-                raise
+            with inverting(site.name, site.fn):
+                log_density = log_prob_at(site.fn, value)
+        except NotImplementedError as error:
             raise PairError(f"site '{site.name}': {error}") from None
         if not getattr(site.fn, "normalized", True) and not self.programs.allow_unnormalized:
             raise PairError(

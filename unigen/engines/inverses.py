@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from pyro.distributions.transforms import Permute
 from torch import Tensor, nn
 from torch.distributions import Independent, transforms
 
-__all__ = ["forget", "rounding", "without_inverse"]
+from unigen.pair import PairError
+
+__all__ = ["forget", "inverting", "rounding"]
 
 FIXED = (
     transforms.CorrCholeskyTransform,
@@ -40,13 +43,22 @@ def forget(fn: Any) -> None:
         fn = getattr(fn, "base_dist", None)
 
 
-def without_inverse(fn: Any, error: Exception) -> str:
-    """Name the transforms of a distribution whose density failed for want of an inverse; "" where it failed otherwise."""
-    if not hasattr(fn, "transforms"):
-        return ""
-    # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
-    missing = not str(error) or "intermediates cache" in str(error)
-    return ", ".join(type(transform).__name__ for transform in fn.transforms) if missing else ""
+@contextmanager
+def inverting(name: str, fn: Any) -> Iterator[None]:
+    """Refuse a site whose density or noise fails for want of an inverse; what failed otherwise is raised as it is."""
+    try:
+        yield
+    except (NotImplementedError, KeyError) as error:
+        while not hasattr(fn, "transforms") and hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        # torch's transforms without an inverse say nothing, and Pyro's miss what they would remember
+        if not hasattr(fn, "transforms") or (str(error) and "intermediates cache" not in str(error)):
+            raise
+        kinds = ", ".join(type(transform).__name__ for transform in fn.transforms)
+        raise PairError(
+            f"site '{name}' has a transform without an inverse ({kinds}), so its density is to be had for its own samples with "
+            "their gradient alone; use vae, iwae without draws, or a transform that has one, such as affine_coupling"
+        ) from None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import LKJCholesky, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
-from unigen.engines.inverses import forget
+from unigen.engines.inverses import forget, inverting
 from unigen.engines.reparameterized import reparameterized
 from unigen.pair import PairError
 
@@ -105,7 +105,8 @@ class Record(Messenger):
         value = self.values[name]
         if self.along is None:
             return value
-        moved = reparameterized(fn, value)
+        with inverting(name, fn):
+            moved = reparameterized(fn, value)
         if moved is None:
             raise PairError(
                 f"site '{name}' ({family_of(fn)}) has no reparameterization that {type(self.along).__name__} knows, which takes "

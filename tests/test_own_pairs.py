@@ -10,6 +10,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer import config_enumerate
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -379,6 +380,22 @@ def test_a_program_inside_of_a_pyro_handler_has_its_arguments(handler: Any) -> N
     pair = Pair(Handled(False), OfX())
     assert pair.arguments == ("x",)
     eager.objective(Phase(elbo, Wake(), THETA + PHI), pair, torch.randn(4))
+
+
+def test_a_function_is_a_reparameterized_model() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 2.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z_decentered", dist.Normal(0.4 * x, 5**-0.5))  # of the posterior N(4/5 x, 4/5), halved
+
+    x = torch.randn(4)
+    decentered = poutine.reparam(model, config={"z": LocScaleReparam(0.0)})
+    value = log_likelihood(Pair(decentered, guide), x, 1).per_datum
+    assert torch.allclose(value, dist.Normal(0.0, 5**0.5).log_prob(x), atol=1e-5)
 
 
 class Regression(PyroModule):

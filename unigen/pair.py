@@ -23,6 +23,7 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.utils._pytree import tree_leaves
@@ -298,9 +299,14 @@ def nothing(*_: Any, **__: Any) -> None:
 
 def _parameters(program: Any) -> list[inspect.Parameter]:
     function, given = program, 0
-    while isinstance(function, partial) and function.args and isinstance(function.args[0], Messenger):
-        given += len(function.args) - 2  # what a Pyro handler wraps: partial(wrap, handler, program, self)
-        function = function.args[1]
+    while True:
+        if isinstance(function, partial) and function.args and isinstance(function.args[0], Messenger):
+            given += len(function.args) - 2  # what a Pyro handler wraps: partial(wrap, handler, program, self)
+            function = function.args[1]
+        elif isinstance(function, ReparamHandler):
+            function = function.fn
+        else:
+            break
     if isinstance(function, nn.Module):
         return _parameters(function.forward)
     return list(inspect.signature(function).parameters.values())[given:]

@@ -110,12 +110,17 @@ def ended(child: int, seconds: float) -> int | None:
         time.sleep(0.001)
 
 
-def killed_at(child: int, seconds: float, sent: signal.Signals, done: Callable[[], bool]) -> tuple[int, float | None]:
-    """Send a signal to a child after some seconds, and return its exit code, and how long it took to end after it.
+def killed_at(
+    child: int, seconds: float, sent: signal.Signals, done: Callable[[], bool], begun: Callable[[], bool] = lambda: True
+) -> tuple[int, float | None]:
+    """Send a signal to a child some seconds after it has begun, and return its exit code, and how long it took to end after it.
 
     The time is None where the child ended by itself before, or was done.
     """
-    code = ended(child, seconds)
+    code = None
+    while code is None and not begun():
+        code = ended(child, 0.001)
+    code = ended(child, seconds) if code is None else code
     if code is not None:
         return code, None
     late = done()

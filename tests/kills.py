@@ -94,15 +94,24 @@ def killed(
         while code == expected:
             child = fork(lambda directory=directory, result=result: train(name, directory, result, engine))
             if count < kills:
-                code, took = killed_at(child, chance.uniform(0, duration), sent, result.exists)
+                seconds, steps = duration, 0
+                if engine != "eager":  # compiled for longer than it trains: an instant of a step
+                    seconds, steps = 0.02, before + chance.randint(1, STEPS // 2)
+                code, took = killed_at(
+                    child,
+                    chance.uniform(0, seconds),
+                    sent,
+                    result.exists,
+                    lambda log=log, steps=steps: len(_steps(log)) >= steps,
+                )
             else:
                 code, took = wait(child, 120), None
             if code == 0 and took is not None:
                 tally(False, f"{name}, run {number}: went on as if no signal had come")
-            steps = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
-            if before and len(steps) > before:
-                lost = max(lost, steps[before - 1] + 1 - steps[before])
-            before = len(steps)
+            taken = _steps(log)
+            if before and len(taken) > before:
+                lost = max(lost, taken[before - 1] + 1 - taken[before])
+            before = len(taken)
             if code == expected:
                 count += 1
                 trials.append(took is not None and took <= 10)
@@ -115,6 +124,11 @@ def killed(
         if code:
             break
     return tally
+
+
+def _steps(log: Path) -> list[int]:
+    """Return the steps that a run has logged, those of all its processes."""
+    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 # -- the whole command -------------------------------------------------------------------------------------------------

@@ -447,6 +447,101 @@ def test_a_permutation_that_a_program_looks_at(engine: str, in_double: None) -> 
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
+class Rows(nn.Module):
+    """x ~ Normal(table[k], 1), with one k for all data."""
+
+    def __init__(self, index: Callable[[Rows, Tensor], Tensor | int]) -> None:
+        super().__init__()
+        self.index, self.attribute = index, torch.tensor(1)
+        self.table = nn.Parameter(torch.arange(8.0).reshape(4, 2).sin())
+        self.register_buffer("buffer", torch.tensor(1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = self.index(self, x)
+            pyro.sample("x", dist.Normal(self.table[k] + self.table[0, k - 2], 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(lambda rows, x: rows.buffer, id="buffer"),
+        pytest.param(lambda rows, x: rows.attribute, id="attribute"),
+        pytest.param(lambda rows, x: int(rows.attribute), id="attribute that is read"),
+        pytest.param(lambda rows, x: x[:, 0].argmax(), id="data"),
+        pytest.param(lambda rows, x: rows.table[:2, 1].argmax() + 1, id="weights"),
+    ],
+)
+def test_an_index_of_one_number_may_change(
+    index: Callable[[Rows, Tensor], Tensor | int], engine: str, in_double: None
+) -> None:
+    start, ends = Pair(Rows(index), likelihood="exact"), []
+    for name in ("eager", engine):
+        pair, found = copy.deepcopy(start), []
+        optimizers = optimizers_for(maximum_likelihood, pair, Optimizer("SGD", 0.1))
+        for k in (1, 2):
+            pair.model.buffer.fill_(k)
+            pair.model.attribute.fill_(k)
+            x = torch.eye(3, 2).roll(k, 0) + pair.model.table.detach()[0]
+            fit(x, maximum_likelihood, pair, optimizers, steps=2, engine=name, progress=False)
+            with torch.no_grad():
+                pair.model.table[:2, 1] = pair.model.table[:2, 1].flip(0)
+            found.append(pair.model.table.detach().clone())
+        ends.append(found)
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+def written_row(rows: Rows, k: Tensor) -> Tensor:
+    bank = rows.table.clone()
+    bank[k].mul_(3.0)
+    return bank.sum(0)
+
+
+def row_of_what_is_written(rows: Rows, k: Tensor) -> Tensor:
+    bank = rows.table.clone()
+    row = bank[k]
+    bank.mul_(3.0)
+    return row
+
+
+class Written(Rows):
+    """x ~ Normal of rows of the table, by a program that writes to them."""
+
+    def __init__(self, index: Callable[[Rows, Tensor], Tensor], row: Callable[[Rows, Tensor], Tensor]) -> None:
+        super().__init__(index)
+        self.row = row
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.row(self, self.index(self, x)), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("row", [written_row, row_of_what_is_written])
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "data"])
+def test_a_program_may_write_to_a_row_only_by_a_number_that_stays(
+    kind: str, row: Callable[[Rows, Tensor], Tensor], engine: str, in_double: None
+) -> None:
+    start = Pair(
+        Written(lambda rows, x: x[:, 0].argmax() if kind == "data" else getattr(rows, kind), row), likelihood="exact"
+    )
+    ends = []
+    for name in ("eager", engine):
+        pair = copy.deepcopy(start)
+        optimizers = optimizers_for(maximum_likelihood, pair, Optimizer("SGD", 0.1))
+        refused = (
+            pytest.raises(Unsupported, match="writes to x.k..*test_captured_anew")
+            if kind == "data" and name != "eager"
+            else None
+        )
+        with refused or contextlib.nullcontext():
+            fit(torch.eye(3, 2), maximum_likelihood, pair, optimizers, steps=2, engine=name, progress=False)
+            ends.append(pair.model.table.detach())
+    if kind != "data":
+        torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
 def test_a_buffer_that_is_looked_at_and_written_to_is_refused(in_double: None) -> None:
     pair = Pair(InverseFlow(), likelihood="exact")
     before = copy.deepcopy(pair.state_dict())

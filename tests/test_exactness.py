@@ -26,7 +26,6 @@ from unigen import routines
 from unigen.engines import compiled, eager
 from unigen.engines.programs import Programs
 from unigen.objectives import Network
-from unigen.pair import Unsupported
 from unigen.phases import Enumerate, Phase, Routine, Sleep, Tilted, Wake
 
 
@@ -103,10 +102,6 @@ def errors_of_the_graph(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str
     ids=lambda case: case.name,
 )
 def test_mean_of_the_graph_is_the_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    if case.world == "unplated" and getattr(case.phase.under, "particles", 1) is None:
-        with pytest.raises(Unsupported, match="_local_scalar_dense"):  # an index of one number, which torch reads
-            errors_of_the_graph(case, monkeypatch)
-        return
     for name, error in errors_of_the_graph(case, monkeypatch).items():
         assert error <= case.tolerance, f"{name} is off by {error:.3g}"
 

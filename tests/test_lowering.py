@@ -509,6 +509,7 @@ def positions(seed: int, shape: Any, size: int) -> Tensor:
     return torch.randint(size, tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
+PLACES = torch.tensor([1, 0, 1])
 INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "index": (lambda x, i: x[i] * 2, (4, 3), (2, 5)),
     "index inside": (lambda x, i: x[:, i] * 2, (2, 4), (3, 2)),
@@ -521,6 +522,11 @@ INDEXED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
     "put a row at a mask": (lambda x, i: (x * 2).index_put((x.detach()[:, 0] > 0,), x.detach()[:1]), (4, 3), ()),
     "a number inside": (lambda x, i: x[:, i] * x[..., i], (2, 4), ()),
     "a number between": (lambda x, i: x[0, i, :1] * 2, (2, 4, 3), ()),
+    "two numbers": (lambda x, i: x[i, i - 4] * x[..., i, None, i], (4, 4), ()),
+    "a number and positions": (lambda x, i: x[PLACES, i] * x[i, :, PLACES].sum(), (4, 4, 2), ()),
+    "a number and a mask": (lambda x, i: x[i, torch.eye(2, 4) > 0] * x[torch.eye(4, 2) > 0, i].sum(), (4, 2, 4), ()),
+    "a short number": (lambda x, i: x[i.to(torch.int8)] * 2, (4, 3), ()),
+    "a mask of one bit": (lambda x, i: x[torch.tensor(1, dtype=torch.uint8)] * x[True, i], (4, 3), ()),
     "fixed mask": (lambda x, i: x[torch.tensor([True, False, True, True])] * 2, (4, 3), ()),
     "put": (lambda x, i: (x * 2).index_put((i,), torch.ones(3).to(x)), (4, 3), (1,)),
     "put, added": (lambda x, i: (x * 2).index_put((i,), x[:1], accumulate=True), (4, 3), (6,)),

@@ -74,20 +74,22 @@ class _Phase:
         self.moved: list[Tensor] = []  # those of its own that have a gradient
         self.counted: list[int] = []  # the places of their counts of updates among those of the optimizers
         self.looked: list[tuple[Tensor, int]] = []  # constants, and their versions
-        self.graph = self._captured(self._arguments(tensors, data))
+        read: list[Tensor] = []
+        self.graph = self._captured(self._arguments(tensors, data), read)
+        self.looked += [(tensor, tensor._version) for tensor in read]
         self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
-    def _captured(self, arguments: list[Tensor]) -> torch.fx.GraphModule:
+    def _captured(self, arguments: list[Tensor], read: list[Tensor]) -> torch.fx.GraphModule:
         """Return the graph; of a program that looks at the numbers in a buffer with those of whole numbers as constants."""
         try:
-            return capture(self._run, arguments, "compiled")
+            return capture(self._run, arguments, "compiled", read=read)
         except Unsupported:
             whole = [own for own in self.pair.group_buffers("theta", "phi", "psi") if not own.is_floating_point()]
             self.looked = [(own, own._version) for own in whole]
             if whole:
                 with suppress(Unsupported):
-                    return capture(self._run, arguments, "compiled", whole)
+                    return capture(self._run, arguments, "compiled", whole, read)
             raise
 
     @property

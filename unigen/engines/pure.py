@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from unigen.engines import eager
 from unigen.engines.assertions import Assertions
+from unigen.engines.indices import Indices
 from unigen.engines.programs import Programs, reason_of, swapped
 from unigen.engines.selections import Selections
 from unigen.engines.tape import DRAWS
@@ -130,20 +131,43 @@ class _Constants(TorchDispatchMode):
         return result
 
 
+class _Outside(TorchDispatchMode):
+    """Add to ``read`` the tensors of one number from outside that a run has met when it reads a number.
+
+    The tracer knows what comes from these alone, so that it is a number of the graph, and no tensor.
+    """
+
+    def __init__(self, read: list[Tensor] | None) -> None:
+        super().__init__()
+        self.met: list[Tensor] = []
+        self.read = [] if read is None else read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.met += [tensor for tensor in given if not isinstance(tensor, FakeTensor) and tensor.numel() == 1]
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.read += self.met
+            self.met.clear()
+        return func(*args, **(kwargs or {}))
+
+
 def capture(
     function: Callable[..., Sequence[Tensor | None]],
     arguments: list[Tensor],
     engine: str,
     constants: Sequence[Tensor] = (),
+    read: list[Tensor] | None = None,
 ) -> GraphModule:
     """Write down what ``function`` does to tensors like ``arguments``, as a graph of ATen operations.
 
-    ``constants``: other tensors, at whose values it may look. Results are nan where an assertion of the program is broken.
+    ``constants``: other tensors, at whose values it may look. ``read``: gets tensors of one number that are neither, and whose
+    values the graph may have as its own. Results are nan where an assertion of the program is broken.
     Raises ``Unsupported``, naming the ``engine``, for a program that reads the values of others or leaves torch.
     """
 
     def traced(*fakes: Tensor) -> Any:
-        with Selections(lambda mask: not isinstance(mask, FakeTensor)):
+        known = Indices(lambda index: not isinstance(index, FakeTensor) or index.constant is not None)
+        with known, Selections(lambda mask: not isinstance(mask, FakeTensor)), _Outside(read):
             with _Constants(constants) if constants else contextlib.nullcontext():
                 with Assertions() as assertions, own_of_python() as drawn:
                     results = assertions.held(function(*fakes))

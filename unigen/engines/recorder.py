@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from unigen.engines.assertions import Assertions
+from unigen.engines.indices import Indices
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.selections import Selections
@@ -178,6 +179,7 @@ def capture(
         stack.enter_context(plainly())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
         stack.enter_context(recorder)
+        stack.enter_context(Indices(recorder.fixed))
         stack.enter_context(Selections(recorder.fixed))
         assertions = stack.enter_context(Assertions())
         drawn = stack.enter_context(own_of_python())

@@ -1,7 +1,6 @@
 """What surrounds a captured run: torch takes no way of its own that reads values or hides operations; and draws recorded.
 
-Distributions trust their arguments, recurrent layers and attention are the products and sums that they are, and an index of
-one number is no number yet.
+Distributions trust their arguments, and recurrent layers and attention are the products and sums that they are.
 """
 
 from __future__ import annotations
@@ -59,25 +58,9 @@ def _without_libraries() -> Iterator[None]:
 
 
 class _WithoutReading(TorchFunctionMode):
-    """Write ``x[i]`` for a tensor i of one number, and ``one_hot``, without the read of a value that torch makes there, and
-    write out what a GPU does at once.
-    """
+    """Write ``one_hot`` without the read of a value that torch makes there, and write out what a GPU does at once."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], Tensor):
-            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
-            single = [place for place, index in enumerate(indices) if _is_number(index)]
-            if single and not any(
-                isinstance(index, Tensor | list) for i, index in enumerate(indices) if i != single[0]
-            ):
-                place = single[0]
-                rest = args[0][(*indices[:place], slice(None), *indices[place + 1 :])]
-                if any(index is Ellipsis for index in indices[:place]):
-                    dim = rest.dim() - 1 - sum(isinstance(i, slice) or i is None for i in indices[place + 1 :])
-                else:
-                    dim = sum(isinstance(index, slice) or index is None for index in indices[:place])
-                index, size = indices[place].reshape(1), rest.shape[dim]
-                return rest.index_select(dim, torch.where(index < 0, index + size, index)).squeeze(dim)
         if func is torch.nn.functional.one_hot:
             index, classes = one_hot_of(*args, **(kwargs or {}))
             if classes > 0:
@@ -127,12 +110,6 @@ AT_ONCE_ON_A_GPU: dict[Any, Any] = {
 def _is_packed(args: Any) -> bool:
     """Say whether a recurrent layer is called with a packed sequence: its weights, a list, then come fourth."""
     return len(args) > 3 and isinstance(args[3], list | tuple)
-
-
-def _is_number(index: Any) -> bool:
-    return (
-        isinstance(index, Tensor) and index.dim() == 0 and not (index.is_floating_point() or index.dtype is torch.bool)
-    )
 
 
 class Draws(TorchDispatchMode):

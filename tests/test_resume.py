@@ -198,6 +198,29 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path, name):
     assert given(tmp_path, **first)[1].notes == ["resumed at step 4"]
 
 
+@pytest.mark.parametrize("end", ["stopped", "cut"])
+def test_a_run_with_a_schedule_goes_on_with_the_same_optimizers(tmp_path, end):
+    """The rates that it reached are the schedule's; those of the optimizers are as they were, and still tell two runs apart."""
+    settings = {"steps": 8, "schedule": Falling(1e-5), "record_every": 1, "checkpoint_every": 2, "progress": False}
+    ends, x = [], data().train[:20]
+    for directory in (None, tmp_path):
+        torch.manual_seed(0)
+        pair = arm("vae")[0]
+        own = {group: adam()(pair.group(group)) for group in ("theta", "phi")}
+        if directory is not None:
+            cut = {"callbacks": [stop_at(5)]} if end == "cut" else {"interrupted": lambda: True}
+            with pytest.raises(KeyboardInterrupt):
+                fit(x, routines.vae, pair, own, checkpoints=directory, **settings, **cut)
+            scramble()
+        state, history = fit(x, routines.vae, pair, own, checkpoints=directory, **settings)
+        assert [part["lr"] for optimizer in own.values() for part in optimizer.param_groups] == [1e-2, 1e-2]
+        ends.append(digest(state))
+    assert ends[0] == ends[1] and "resumed at step" in history.notes[0]
+    own["theta"].param_groups[0]["lr"] = 5e-3
+    with pytest.raises(CheckpointError, match="lr of theta is '0.01' and not '0.005'"):
+        fit(x, routines.vae, pair, own, checkpoints=tmp_path, **settings)
+
+
 def test_a_checkpoint_of_an_earlier_version_has_no_settings_and_is_resumed(tmp_path, monkeypatch):
     def captured(state):
         now = capture(state)

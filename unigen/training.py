@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -151,7 +152,8 @@ def fit(
     ``loader``: a ``unigen.data.Loader``, one batch (used every step), or an iterable of batches, such as a ``DataLoader`` of
     torch's. ``optimizers``: by group, default ``optimizers_for``. ``steps``, ``seconds``: the budget, whichever ends first; at
     least one is needed; seconds count training alone, neither callbacks nor compilation (``history.compiling``).
-    ``schedule(lr, progress)``: the learning rate at a fraction of the budget.
+    ``schedule(lr, progress)``: the learning rate at a fraction of the budget; afterwards optimizers have their own again, so
+    that a run that goes on with the same ones falls from there.
     ``average``: d in [0, 1), keeps running averages w̄ <- d w̄ + (1 - d) w of the weights (``unigen.averages``).
     The history gets a record every ``record_every`` steps (default 1/200 of the budget) and one at the end. ``callbacks``:
     called with ``(state, history)`` after each record, or, where ``callback_every`` is a multiple of ``record_every``, after
@@ -189,7 +191,7 @@ def fit(
         progress=progress,
     )
     advance, phases = engine_named(engine).advance, tuple(routine)
-    with torch.inference_mode(False):  # whatever the caller has switched off
+    with closing(running), torch.inference_mode(False):  # whatever the caller has switched off
         try:
             wanted = next(running)
             while True:
@@ -302,7 +304,12 @@ def course(
     exempt = MOST_COMPILED
     between = checkpoint_every or max(1, (steps or 20000) // 20)
     watch, pace, told = Watch(history.phases, phases), 0.0, state.step  # seconds a step; the last step callbacks saw
-    with tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5) as bar:
+    with ExitStack() as stack:
+        if schedule is not None:
+            stack.callback(_set_rates, state, rates)
+        bar = stack.enter_context(
+            tqdm(total=steps, initial=state.step, desc=label, disable=not progress, leave=False, mininterval=0.5)
+        )
         while not stopped and (steps is None or state.step < steps) and (seconds is None or spent < seconds):
             began = time.perf_counter()
             most = min(module.CHUNK, int(1 / pace) if pace else 1)  # a call of a second, so that a signal is heard
@@ -358,13 +365,13 @@ def course(
                 keeper.save(state, history, spent, total, count, stopped)
             if asked:
                 raise Interrupted(f"interrupted at step {state.step}")
-    watch.settle()
-    if total is not None:
-        _record(history, state.step, spent, total / count)
-    if state.step > told:
-        _call(callbacks, state, history)
-    if keeper is not None:
-        keeper.save(state, history, spent, None, 0, stopped)
+        watch.settle()
+        if total is not None:
+            _record(history, state.step, spent, total / count)
+        if state.step > told:
+            _call(callbacks, state, history)
+        if keeper is not None:
+            keeper.save(state, history, spent, None, 0, stopped)
     return state, history
 
 
@@ -400,6 +407,12 @@ def _check_held(state: State) -> None:
                 f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
                 "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
             )
+
+
+def _set_rates(state: State, rates: Sequence[float]) -> None:
+    parts = (part for optimizer in state.optimizers.values() for part in optimizer.param_groups)
+    for part, lr in zip(parts, rates, strict=False):
+        part["lr"] = lr
 
 
 def _until_next(step: int, most: int, *marks: int | None) -> int:

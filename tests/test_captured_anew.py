@@ -542,6 +542,35 @@ def test_a_program_may_write_to_a_row_only_by_a_number_that_stays(
         torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
+class OfMaskedWeights(nn.Module):
+    """x ~ N(w, 1), w the exponential of weights where a mask of floating numbers is 1, as in block autoregressive flows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, 3))
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0]))
+
+    def forward(self, x: Tensor) -> None:
+        w = torch.zeros_like(self.weight)
+        w[self.mask.bool()] = self.weight[self.mask.bool()].exp()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_mask_of_floating_numbers_that_a_program_looks_at(engine: str, in_double: None) -> None:
+    ends, x = [], torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for name in ("eager", engine):
+        pair, found = Pair(OfMaskedWeights(), likelihood="exact"), []
+        optimizers = optimizers_for(maximum_likelihood(), pair, Optimizer("SGD", 0.1))
+        for _ in range(2):
+            fit(x, maximum_likelihood(), pair, optimizers, steps=2, engine=name, progress=False)
+            found.append(pair.model.weight.detach().clone())
+            pair.model.mask.copy_(1 - pair.model.mask)
+        ends.append(found)
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
 def test_a_buffer_that_is_looked_at_and_written_to_is_refused(in_double: None) -> None:
     pair = Pair(InverseFlow(), likelihood="exact")
     before = copy.deepcopy(pair.state_dict())

@@ -87,16 +87,17 @@ def capture_phase(
     chains and torch's random streams stay as they are. Raises ``Unsupported``, or ``PairError`` as the eager engine does.
 
     A program that looks at the numbers in a buffer, as an inverse autoregressive flow goes through its permutation, is
-    captured with the buffers of whole numbers as constants; where one changes, the climb is ``stale``.
+    captured with the buffers of whole numbers as constants, or else with all; where one changes, the climb is ``stale``.
     """
     stored = buffers(pair)
+    floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
     try:
         return _capture(phase, pair, data, chains, stored)
     except Unsupported:
-        floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
-        if len(floating) < len(stored):
-            with suppress(Unsupported):
-                return _capture(phase, pair, data, chains, floating)
+        for inputs, more in ((floating, stored), ({}, floating)):
+            if len(inputs) < len(more):
+                with suppress(Unsupported):
+                    return _capture(phase, pair, data, chains, inputs)
         raise
 
 

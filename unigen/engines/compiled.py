@@ -81,15 +81,17 @@ class _Phase:
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
 
     def _captured(self, arguments: list[Tensor], read: list[Tensor]) -> torch.fx.GraphModule:
-        """Return the graph; of a program that looks at the numbers in a buffer with those of whole numbers as constants."""
+        """Return the graph; of a program that looks at the numbers in a buffer with some as constants (``capture_phase``)."""
         try:
             return capture(self._run, arguments, "compiled", read=read)
         except Unsupported:
-            whole = [own for own in self.pair.group_buffers("theta", "phi", "psi") if not own.is_floating_point()]
-            self.looked = [(own, own._version) for own in whole]
-            if whole:
-                with suppress(Unsupported):
-                    return capture(self._run, arguments, "compiled", whole, read)
+            every = self.pair.group_buffers("theta", "phi", "psi")
+            whole = [own for own in every if not own.is_floating_point()]
+            for constants, fewer in ((whole, []), (every, whole)):
+                if len(constants) > len(fewer):
+                    self.looked = [(own, own._version) for own in constants]
+                    with suppress(Unsupported):
+                        return capture(self._run, arguments, "compiled", constants, read)
             raise
 
     @property

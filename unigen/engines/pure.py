@@ -26,7 +26,7 @@ from unigen.engines import eager
 from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
 from unigen.engines.programs import Programs, reason_of, swapped
-from unigen.engines.selections import Selections
+from unigen.engines.selections import Selections, without_masks
 from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
@@ -119,6 +119,8 @@ class _Constants(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
+        with no_dispatch():
+            args = without_masks(str(func), args, lambda mask: id(mask) in self.known)
         given = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor)]
         known = [id(tensor) in self.known for tensor in given]
         if any(known) and func._schema.is_mutable:

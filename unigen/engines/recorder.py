@@ -21,7 +21,7 @@ from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
-from unigen.engines.selections import Selections
+from unigen.engines.selections import Selections, without_masks
 from unigen.engines.surroundings import plainly
 from unigen.engines.tape import DRAWS, EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
@@ -51,7 +51,7 @@ class _Recorder(TorchDispatchMode):
         named, name, memory = kwargs or {}, str(func), self.memory
         if name == "aten.lift_fresh.default" and id(args[0]) not in memory.seen:
             memory.constant(args[0], own=True)
-        args, named = self._masks(name, args, named)
+        args = without_masks(name, args, self.fixed)
         written = _written(func, args, named)
         random = torch.Tag.nondeterministic_seeded in func.tags
         entry = find(name)
@@ -121,19 +121,6 @@ class _Recorder(TorchDispatchMode):
     def fixed(self, tensor: Tensor) -> bool:
         """Whether a tensor holds the same in every later run."""
         return self.memory.read(self.memory.find(tensor)) in self.memory.static
-
-    def _masks(self, name: str, args: Any, named: Any) -> tuple[Any, Any]:
-        """Turn a fixed mask among the indices into the numbers of what it picks."""
-        if name.split(".")[1] not in ("index", "index_put", "index_put_", "_unsafe_index"):
-            return args, named
-        indices: list[Any] = []
-        for index in args[1]:
-            masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-            if masks and self.fixed(index):
-                indices += [column.clone() for column in index.nonzero().unbind(1)]  # each a memory of its own
-            else:
-                indices.append(index)
-        return (args[0], indices, *args[2:]), named
 
 
 def _written(func: Any, args: Any, named: Any) -> list[Tensor]:

@@ -22,7 +22,7 @@ from unigen.engines.places import place_of
 from unigen.engines.tape import EAGERLY
 from unigen.pair import Unsupported
 
-__all__ = ["Selections"]
+__all__ = ["Selections", "without_masks"]
 
 _KEEP = ("aten.detach.default", "aten.alias.default", "aten.zeros_like.default")  # of a selection another one
 _BESIDE = ("aten.new_zeros.default", "aten.new_empty.default")  # as prim.device does, these read no values
@@ -133,3 +133,17 @@ def _refusal(name: str) -> Unsupported:
         f"{name} of x[mask] makes the program depend on the values of its data, which decide how many elements a mask selects, in "
         f"{place_of(sys._getframe())}; write it with torch.where, or {EAGERLY}"
     )
+
+
+def without_masks(name: str, args: Any, fixed: Callable[[Tensor], bool]) -> Any:
+    """Return the arguments of an operation with each fixed mask among its indices as the numbers of what it picks."""
+    if name.split(".")[1] not in ("index", "index_put", "index_put_", "_unsafe_index"):
+        return args
+    indices: list[Any] = []
+    for index in args[1]:
+        masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+        if masks and fixed(index):
+            indices += [column.clone() for column in index.nonzero().unbind(1)]  # each a memory of its own
+        else:
+            indices.append(index)
+    return (args[0], indices, *args[2:])

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb, parameters
-from unigen.engines.updates import Rule, rule_of
+from unigen.engines.updates import READ, Rule, rule_of
 from unigen.pair import Pair
 
 __all__ = ["Optimizers", "Part", "count_steps", "factors", "memories", "named", "parts", "settings"]
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
 """A torch optimizer by parameter group."""
-
-_IGNORED = ("params", "lr", "foreach", "fused", "capturable", "differentiable", "amsgrad")
 
 
 class Part(NamedTuple):
@@ -86,8 +84,9 @@ def _state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[s
 
 
 def settings(group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    named = {name: value for name, value in group.items() if name not in _IGNORED}
-    return tuple((name, tuple(map(float, v)) if name == "betas" else v) for name, v in sorted(named.items()))
+    """Return the numbers of a parameter group that the rules read, by name: whatever else is in it makes no other program."""
+    found = {name: group[name] for name in READ if name in group}
+    return tuple((name, tuple(map(float, v)) if name == "betas" else float(v)) for name, v in found.items())
 
 
 def factors(parts: list[Part], rates: Sequence[Sequence[float]] | None, count: int, rows: int) -> Any:

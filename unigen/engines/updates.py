@@ -17,9 +17,11 @@ from unigen.engines.rules import hooked
 from unigen.engines.tape import ELSEWHERE
 from unigen.pair import Unsupported
 
-__all__ = ["RULES", "Rule", "rule_of"]
+__all__ = ["READ", "RULES", "Rule", "rule_of"]
 
 Settings = Mapping[str, Any]
+READ = "alpha betas centered dampening decoupled_weight_decay eps maximize momentum nesterov weight_decay".split()
+"""The settings that the rules read, beside the learning rate."""
 
 
 @dataclass(frozen=True)

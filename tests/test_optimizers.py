@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.optim import optimizer as torch_optimizer
 
 from unigen import routines
 from unigen.engines import engine_named
 from unigen.engines.moves import settings
-from unigen.pair import Pair
+from unigen.pair import Pair, Unsupported
 
 Groups = dict[str, torch.optim.Optimizer]
 
@@ -85,3 +87,64 @@ def test_a_group_may_hold_more_than_its_rule_reads(engine: str, make: Any, inter
 def test_what_no_rule_reads_makes_no_other_program() -> None:
     group = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0, "initial_lr": 0.2, "name": "first"}
     assert settings(group) == settings(group | {"lr": 0.2, "initial_lr": 0.4, "name": "second"})
+
+
+def clip(optimizer: Any, *_: Any) -> None:
+    nn.utils.clip_grad_value_([p for part in optimizer.param_groups for p in part["params"]], 0.1)
+
+
+def stepped(pair: Pair) -> Groups:
+    """An optimizer with a step of its own."""
+    made = torch.optim.SGD(pair.group("theta"), lr=0.1)
+    step = made.step
+
+    def clipped() -> None:
+        clip(made)
+        step()
+
+    made.step = clipped  # type: ignore
+    return {"theta": made}
+
+
+def wrapped(pair: Pair) -> Groups:
+    """One whose step wraps that of a scheduler, with its marks."""
+    made = scheduled(pair)
+    step: Any = made["theta"].step
+
+    @functools.wraps(step)
+    def clipped() -> None:
+        clip(made["theta"])
+        step()
+
+    made["theta"].step = clipped  # type: ignore
+    return made
+
+
+def scheduled(pair: Pair) -> Groups:
+    made = torch.optim.SGD(pair.group("theta"), lr=0.1)
+    torch.optim.lr_scheduler.ExponentialLR(made, 0.5)
+    return {"theta": made}
+
+
+@pytest.mark.parametrize("make", [stepped, wrapped])
+def test_a_step_of_ones_own_is_taken_or_refused(make: Any, interpreted: None) -> None:
+    assert off("compiled", make) < 1e-13
+    with pytest.raises(Unsupported, match="no hooks of SGD.step, nor another in its place"):
+        trained("xla", make)
+
+
+@pytest.mark.parametrize("register", ["register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"])
+def test_hooks_of_all_optimizers_are_run_or_refused(register: str, interpreted: None) -> None:
+    seen = []
+    hook = getattr(torch_optimizer, register)(lambda optimizer, *_: (clip(optimizer), seen.append(optimizer))[1])
+    try:
+        assert off("compiled", scheduled) < 1e-13 and len(seen) == 12
+        with pytest.raises(Unsupported, match="no hooks of SGD.step"):
+            trained("xla", scheduled)
+    finally:
+        hook.remove()
+
+
+@ENGINES
+def test_a_scheduler_is_no_hook(engine: str, interpreted: None) -> None:
+    assert off(engine, scheduled) < 1e-13

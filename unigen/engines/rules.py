@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 
 __all__ = ["Moments", "hooked", "moments_of", "update"]
 
@@ -28,8 +29,15 @@ class Moments(NamedTuple):
 
 
 def hooked(optimizer: Any) -> bool:
-    """Say whether something of the caller's runs before or after each step of a torch optimizer."""
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    """Say whether something of the caller's runs before, after or in the place of each step of a torch optimizer.
+
+    Torch's schedulers put a wrapper there, which notes the step and runs it.
+    """
+    own = vars(optimizer).get("step")
+    scheduled = hasattr(own, "_wrapped_by_lr_sched") and getattr(own, "__wrapped__", None) is type(optimizer).step
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    everywhere = torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
+    return bool(hooks or everywhere or (own is not None and not scheduled))
 
 
 def _rule_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> tuple[Any, ...] | None:

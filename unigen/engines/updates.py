@@ -117,7 +117,7 @@ RULES: dict[type[torch.optim.Optimizer], Rule] = {
 
 
 def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
-    """Return an optimizer's rule; ``Unsupported`` for another class (subclasses too), ``amsgrad``, or hooks of a step."""
+    """Return an optimizer's rule; ``Unsupported`` for another class (subclasses too), ``amsgrad``, or a step not torch's own."""
     rule = RULES.get(type(optimizer))
     if rule is None:
         known = ", ".join(kind.__name__ for kind in RULES)
@@ -125,5 +125,7 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise Unsupported(f"the xla engine has no amsgrad; {ELSEWHERE}")
     if hooked(optimizer):
-        raise Unsupported(f"the xla engine runs no hooks of {type(optimizer).__name__}.step; {ELSEWHERE}")
+        raise Unsupported(
+            f"the xla engine runs no hooks of {type(optimizer).__name__}.step, nor another in its place; {ELSEWHERE}"
+        )
     return rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
+from torch.optim.lr_scheduler import ExponentialLR
 
 from unigen import routines
 from unigen.engines import engine_named
 from unigen.engines.moves import settings
-from unigen.pair import Pair, Unsupported
+from unigen.networks import networks
+from unigen.pair import Pair, PairError, Unsupported
+from unigen.pairs import latent
 
 Groups = dict[str, torch.optim.Optimizer]
 
@@ -122,7 +126,7 @@ def wrapped(pair: Pair) -> Groups:
 
 def scheduled(pair: Pair) -> Groups:
     made = torch.optim.SGD(pair.group("theta"), lr=0.1)
-    torch.optim.lr_scheduler.ExponentialLR(made, 0.5)
+    ExponentialLR(made, 0.5)
     return {"theta": made}
 
 
@@ -148,3 +152,35 @@ def test_hooks_of_all_optimizers_are_run_or_refused(register: str, interpreted: 
 @ENGINES
 def test_a_scheduler_is_no_hook(engine: str, interpreted: None) -> None:
     assert off(engine, scheduled) < 1e-13
+
+
+def shared(pair: Pair) -> Groups:
+    both = torch.optim.Adam([*pair.group("theta"), *pair.group("phi")])
+    return {"theta": both, "phi": both}
+
+
+def adam(pair: Pair) -> Any:
+    return torch.optim.Adam(pair.group("theta"))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (shared, PairError, "optimizer of theta holds a tensor that is no parameter of theta, as where it serves two"),
+        (lambda pair: shared(pair) | {"phi": torch.optim.Adam(pair.group("phi"))}, PairError, "no parameter of theta"),
+        (adam, TypeError, "optimizers are a dict by parameter group.*got Adam"),
+        (lambda pair: {"theta": "adam"}, TypeError, "optimizer of theta is a str; give one of torch.optim"),
+        (lambda pair: {"theta": ExponentialLR(adam(pair), 0.5)}, TypeError, "optimizer of theta is a ExponentialLR"),
+        (lambda pair: {"theta": pyro.optim.Adam({"lr": 0.1})}, TypeError, "optimizer of theta is a PyroOptim"),
+        (lambda pair: {"theta": torch.optim.LBFGS(pair.group("theta"))}, PairError, "LBFGS, evaluates its objective"),
+        (lambda pair: {"thet": adam(pair)}, PairError, "'thet', which is no parameter group; did you mean 'theta'"),
+    ],
+    ids=["of two groups", "of more", "no dict", "a name", "a scheduler", "of Pyro", "LBFGS", "of no group"],
+)
+@pytest.mark.parametrize("engine", ["eager", "compiled", "xla"])
+def test_what_are_no_optimizers_of_the_groups_is_refused(engine: str, make: Any, error: Any, words: str) -> None:
+    pair = latent(networks("mlp", (2,), 1, hidden=(3,)), "normal")
+    before = copy.deepcopy(pair.state_dict())
+    with pytest.raises(error, match=words):
+        engine_named(engine).advance(routines.wake_sleep, pair, make(pair), [[torch.ones(4, 2)]])
+    assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 import warnings
@@ -25,11 +24,10 @@ from unigen.averages import Averages
 from unigen.checkpoints import Checkpoints
 from unigen.datachecks import integer
 from unigen.engines import engine_named
-from unigen.engines.checks import check_routine
-from unigen.names import nearest
+from unigen.engines.checks import check_optimizers, check_routine
 from unigen.optimizers import optimizers_for
-from unigen.pair import Pair, PairError
-from unigen.phases import PHI, PSI, THETA, Phase, Routine
+from unigen.pair import Pair
+from unigen.phases import Phase, Routine
 from unigen.resume import Keeper
 from unigen.watch import TrainingError, Watch
 
@@ -254,27 +252,13 @@ def course(
     )
     if not isinstance(pair, Pair):
         raise TypeError(f"fit(loader, routine, pair) trains a Pair; got {type(pair).__name__}")
-    if optimizers is not None and not isinstance(optimizers, Mapping):
-        kind = type(optimizers).__name__
-        raise TypeError(
-            f"optimizers are a dict by parameter group, as optimizers_for(routine, pair) makes it; got {kind}"
-        )
-    for group in optimizers or ():
-        if group not in THETA + PHI + PSI:
-            raise PairError(
-                f"optimizers has {group!r}, which is no parameter group; {nearest(group, THETA + PHI + PSI)}"
-            )
     pair.refresh()
     routine = check_routine(routine)
     module, phases = engine_named(engine), tuple(routine)
+    state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
+    check_optimizers(phases, pair, state.optimizers)
     if average is not None:
         pair.averages = Averages.begin(pair, average)
-    state = State(pair, optimizers if optimizers is not None else optimizers_for(routine, pair))
-    moved = {group for phase in phases if not phase.solve for group in phase.move if pair.group(group)}
-    for group in sorted(moved - set(state.optimizers)):
-        raise PairError(f"the routine moves {group}, but there is no optimizer for it")
-    _check_kinds(state)
-    _check_held(state)
     if (
         any(phase.solve for phase in phases)
         and not isinstance(loader, Tensor | Mapping | tuple)
@@ -358,7 +342,7 @@ def course(
             if state.step % called == 0 or state.step == steps:
                 stopped, told = _call(callbacks, state, history), state.step
                 if callbacks and pair.refresh():
-                    _check_held(state)
+                    check_optimizers(phases, pair, state.optimizers)
             asked = interrupted()
             if keeper is not None and (asked or state.step % between == 0):
                 watch.settle()
@@ -379,34 +363,6 @@ def programs(pair: Pair) -> int:
     """Return how much the engines have made of a pair: one compiles in a call in which this grows."""
     made = {key: part for key, part in pair.compiled.items() if key != "xla parameters"}  # which are looked up anew
     return sum(len(part) if isinstance(part, dict) else 1 for part in made.values())
-
-
-def _check_kinds(state: State) -> None:
-    """Refuse what is no optimizer of torch, or one whose step is more than an update by a gradient."""
-    for group, optimizer in state.optimizers.items():
-        name = type(optimizer).__name__
-        if not hasattr(optimizer, "param_groups"):
-            raise TypeError(
-                f"the optimizer of {group} is a {name}; give one of torch.optim, such as torch.optim.Adam(pair.group({group!r})), "
-                "or none, and optimizers_for(routine, pair) makes it"
-            )
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise PairError(
-                f"the optimizer of {group}, {name}, evaluates its objective several times a step, and each time a phase has other "
-                "noise; use one that moves along a gradient, such as torch.optim.Adam"
-            )
-
-
-def _check_held(state: State) -> None:
-    """Refuse an optimizer of tensors that are not, or no longer, parameters of its group."""
-    for group, optimizer in state.optimizers.items():
-        own = {id(parameter) for _, parameter in state.pair.named_group(group)}
-        if any(id(parameter) not in own for part in optimizer.param_groups for parameter in part["params"]):
-            raise PairError(
-                f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
-                "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
-            )
 
 
 def _set_rates(state: State, rates: Sequence[float]) -> None:

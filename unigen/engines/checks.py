@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pyro
@@ -27,9 +29,10 @@ from unigen.engines.probes import (
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
 from unigen.failures import out_of_memory
+from unigen.names import nearest
 from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
-from unigen.phases import Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
+from unigen.phases import PHI, PSI, THETA, Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
 
 __all__ = ["check", "check_observed", "check_once", "check_optimizers", "check_routine"]
 
@@ -368,17 +371,55 @@ def _remedy(group: str, pair: Pair) -> str:
 
 
 def check_optimizers(routine: Iterable[Phase], pair: Pair, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Refuse a routine that moves a group for which there is no optimizer, or one that leaves out what is not frozen."""
+    """Refuse what is not one torch optimizer a group, over parameters of that group and all that a routine moves of it.
+
+    One that evaluates its objective several times a step is refused too: each time a phase has other noise.
+    """
+    if not isinstance(optimizers, Mapping):
+        kind = type(optimizers).__name__
+        raise TypeError(
+            f"optimizers are a dict by parameter group, as optimizers_for(routine, pair) makes it; got {kind}"
+        )
+    held = {group: _held(group, pair, optimizer) for group, optimizer in optimizers.items()}
     for phase in routine:
         if phase.solve:
             continue
         for group in phase.move:
             own = pair.group(group)
-            if own and group not in optimizers:
+            if own and group not in held:
                 raise PairError(f"the phase '{phase}' moves {group}, for which there is no optimizer")
-            held = {id(p) for part in optimizers[group].param_groups for p in part["params"]} if own else ()
-            if any(id(parameter) not in held for parameter in own):
-                _check_whole(group, pair, held)
+            if any(id(parameter) not in held[group] for parameter in own):
+                _check_whole(group, pair, held[group])
+
+
+def _held(group: str, pair: Pair, optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the ids of the parameters that the optimizer of a group holds, if it is one."""
+    if group not in THETA + PHI + PSI:
+        raise PairError(f"optimizers has {group!r}, which is no parameter group; {nearest(group, THETA + PHI + PSI)}")
+    kind: Any = type(optimizer)
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"the optimizer of {group} is a {kind.__name__}; give one of torch.optim, such as "
+            f"torch.optim.Adam(pair.group({group!r})), or none, and optimizers_for(routine, pair) makes it"
+        )
+    if _wants_closure(kind):
+        raise PairError(
+            f"the optimizer of {group}, {kind.__name__}, evaluates its objective several times a step, and each time a "
+            "phase has other noise; use one that moves along a gradient, such as torch.optim.Adam"
+        )
+    held = {id(parameter) for part in optimizer.param_groups for parameter in part["params"]}
+    if not held <= {id(parameter) for parameter in pair.group(group, frozen=True)}:
+        raise PairError(
+            f"the optimizer of {group} holds a tensor that is no parameter of {group}, as where it serves two groups or a "
+            "network was replaced since; make one for each group, as optimizers_for(routine, pair) does"
+        )
+    return held
+
+
+@lru_cache
+def _wants_closure(kind: Any) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _check_whole(group: str, pair: Pair, held: Collection[int]) -> None:

@@ -409,6 +409,8 @@ def advance(
     each parameter group of each optimizer, in their order. A value is not finite where its phase, or a parameter that the
     phase has moved, is not.
     """
+    check_once(routine, pair, batches[0][0])
+    check_optimizers(routine, pair, optimizers)
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     rows = []
     for index, (x, *more) in enumerate(batches):

@@ -55,7 +55,9 @@ def trained(
     pair, rows = start(), batches()
     made = make(pair)
     for part in (slice(2), slice(2, 6)):
-        engine_named(engine).advance(routines.maximum_likelihood, pair, made, rows[part], rates and rates[part])
+        engine_named(engine).advance(
+            routines.maximum_likelihood, pair, made, rows[part], None if rates is None else rates[part]
+        )
         between(made)
     return pair, made
 
@@ -184,3 +186,19 @@ def test_what_are_no_optimizers_of_the_groups_is_refused(engine: str, make: Any,
     with pytest.raises(error, match=words):
         engine_named(engine).advance(routines.wake_sleep, pair, make(pair), [[torch.ones(4, 2)]])
     assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
+
+
+@pytest.mark.parametrize("rates", [[[0.1, 0.1]] * 6, [[]] * 6, [[0.1]] * 5, []], ids=["long", "short", "few", "none"])
+@pytest.mark.parametrize("engine", ["eager", "compiled", "xla"])
+def test_rates_that_do_not_fit_are_refused(engine: str, rates: Any, interpreted: None) -> None:
+    pair = start()
+    with pytest.raises(
+        ValueError, match=r"rates .* for 6 steps; give a row a step, with one for each of the 1 parameter"
+    ):
+        engine_named(engine).advance(routines.maximum_likelihood, pair, {"theta": adam(pair)}, batches(), rates)
+    assert all(torch.equal(*both) for both in zip(pair.parameters(), start().parameters(), strict=True))
+
+
+@ENGINES
+def test_rates_may_be_a_tensor(engine: str, interpreted: None) -> None:
+    assert off(engine, lambda pair: {"theta": adam(pair)}, rates=torch.linspace(0.1, 0.2, 6).view(6, 1)) < 1e-13

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -34,7 +34,7 @@ from unigen.objectives import log_evidence
 from unigen.pair import Pair, PairError, nothing
 from unigen.phases import PHI, PSI, THETA, Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
 
-__all__ = ["check", "check_observed", "check_once", "check_optimizers", "check_routine"]
+__all__ = ["check", "check_observed", "check_once", "check_optimizers", "check_rates", "check_routine"]
 
 
 def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
@@ -420,6 +420,18 @@ def _held(group: str, pair: Pair, optimizer: torch.optim.Optimizer) -> set[int]:
 def _wants_closure(kind: Any) -> bool:
     closure = inspect.signature(kind.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def check_rates(
+    optimizers: Mapping[str, torch.optim.Optimizer], rates: Sequence[Sequence[float]] | None, steps: int
+) -> None:
+    """Refuse learning rates that are not one for each step and parameter group of the optimizers."""
+    groups = sum(len(optimizer.param_groups) for optimizer in optimizers.values())
+    if rates is not None and (len(rates) != steps or any(len(row) != groups for row in rates)):
+        raise ValueError(
+            f"rates has {len(rates)} rows, of {sorted({len(row) for row in rates})} learning rates, for {steps} steps; give a row "
+            f"a step, with one for each of the {groups} parameter groups of the optimizers"
+        )
 
 
 def _check_whole(group: str, pair: Pair, held: Collection[int]) -> None:

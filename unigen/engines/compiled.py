@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from unigen.engines.checks import check_once, check_optimizers
+from unigen.engines.checks import check_once, check_optimizers, check_rates
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, gradient
@@ -296,6 +296,7 @@ def advance(
     phases = tuple(routine)
     check_once(phases, pair, batches[0][0])
     check_optimizers(phases, pair, optimizers)
+    check_rates(optimizers, rates, len(batches))
     mode = mode_of(phases, pair)
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
@@ -307,8 +308,8 @@ def advance(
     }
     values = []
     for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):
-        for part, lr in zip(settings, rates[index] if rates else (), strict=False):
-            part["lr"] = lr
+        for part, lr in zip(settings, () if rates is None else rates[index], strict=False):
+            part["lr"] = float(lr)
         values.append(plans[shape](batch))
         if pair.averages is not None:
             pair.averages.update(pair)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen.engines.checks import check_once, check_optimizers
+from unigen.engines.checks import check_once, check_optimizers, check_rates
 from unigen.engines.draw import Draw
 from unigen.engines.programs import Programs, enumerate_sites
 from unigen.objectives import elbo, iwae, log_weight
@@ -411,10 +411,11 @@ def advance(
     """
     check_once(routine, pair, batches[0][0])
     check_optimizers(routine, pair, optimizers)
+    check_rates(optimizers, rates, len(batches))
     settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     rows = []
     for index, (x, *more) in enumerate(batches):
-        for part, lr in zip(settings, rates[index] if rates else (), strict=False):
-            part["lr"] = lr
+        for part, lr in zip(settings, () if rates is None else rates[index], strict=False):
+            part["lr"] = float(lr)
         rows.append(torch.stack(step(routine, pair, optimizers, x, more)))
     return torch.stack(rows)

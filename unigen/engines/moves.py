@@ -125,7 +125,7 @@ def count_steps(
         if rule_of(part.optimizer).counts:
             for name in part.names:
                 part.optimizer.state[tensors[name]]["step"] += count * len(part.climbs)
-    if rates:
+    if rates is not None:
         groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
         for group, lr in zip(groups, rates[-1], strict=True):
-            group["lr"] = lr
+            group["lr"] = float(lr)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unigen.engines.arrays import constants_of, halves, noise_of, pooled, seen
 from unigen.engines.capture import Climb, buffers, capture_phase
-from unigen.engines.checks import check_once, check_optimizers
+from unigen.engines.checks import check_once, check_optimizers, check_rates
 from unigen.engines.loop import AVERAGE, Plan, Update, compiled
 from unigen.engines.lowering import precision
 from unigen.engines.moves import Optimizers, Part, count_steps, factors, memories, named, settings
@@ -217,6 +217,7 @@ def _refuse(phases: tuple[Phase, ...], run: _Run) -> None:
     if run.batches:
         check_once(phases, run.pair, run.batches[0][0])
     check_optimizers(phases, run.pair, run.optimizers)
+    check_rates(run.optimizers, run.rates, len(run.batches))
     for optimizer in run.optimizers.values():
         rule_of(optimizer)
 

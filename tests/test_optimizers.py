@@ -202,3 +202,62 @@ def test_rates_that_do_not_fit_are_refused(engine: str, rates: Any, interpreted:
 @ENGINES
 def test_rates_may_be_a_tensor(engine: str, interpreted: None) -> None:
     assert off(engine, lambda pair: {"theta": adam(pair)}, rates=torch.linspace(0.1, 0.2, 6).view(6, 1)) < 1e-13
+
+
+ADAMS = {
+    "lr": {"lr": torch.tensor(0.1)},
+    "betas": {"betas": (torch.tensor(0.9), torch.tensor(0.99))},
+    "decay": {"weight_decay": torch.tensor(0.1)},
+}
+
+
+@pytest.mark.parametrize("name", ADAMS)
+def test_factors_of_adam_in_less_than_the_precision_of_the_weights(name: str, interpreted: None) -> None:
+    """Torch computes them with the precision of a tensor among the settings."""
+
+    def make(pair: Pair) -> Groups:
+        return {"theta": torch.optim.AdamW(pair.group("theta"), **{"lr": 0.1, **ADAMS[name]})}
+
+    assert off("compiled", make) < 1e-13
+    with pytest.raises(Unsupported, match="AdamW has a tensor of fewer digits than its weights"):
+        trained("xla", make)
+
+
+TENSORS = {
+    "Adam of as many digits": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1, dtype=torch.float64)),
+    "Adam, fused": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1), fused=True),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=torch.tensor(0.9)),
+    "Nesterov": lambda p: torch.optim.SGD(p, lr=torch.tensor(0.01), momentum=torch.tensor(0.9), nesterov=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=torch.tensor(0.01), weight_decay=torch.tensor(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@ENGINES
+def test_settings_may_be_tensors(engine: str, name: str, interpreted: None) -> None:
+    assert off(engine, lambda pair: {"theta": TENSORS[name](pair.group("theta"))}) < 1e-13
+
+
+@ENGINES
+def test_a_momentum_of_none_is_one_that_begins(engine: str, interpreted: None) -> None:
+    def forget(made: Groups) -> None:
+        for state in made["theta"].state.values():
+            state["momentum_buffer"] = None
+
+    def make(pair: Pair) -> Groups:
+        return {"theta": torch.optim.SGD(pair.group("theta"), lr=0.01, momentum=0.9, dampening=0.5)}
+
+    states = [trained(each, make, between=forget)[0].state_dict() for each in (engine, "eager")]
+    torch.testing.assert_close(*states, rtol=0, atol=1e-13)
+
+
+@ENGINES
+def test_a_scheduler_sees_the_steps(engine: str, interpreted: None) -> None:
+    schedulers: list[Any] = []
+
+    def make(pair: Pair) -> Groups:
+        made = {"theta": torch.optim.SGD(pair.group("theta"), lr=0.1)}
+        schedulers.append(ExponentialLR(made["theta"], 0.5))
+        return made
+
+    assert off(engine, make, between=lambda made: schedulers[-1].step()) < 1e-13  # it warns where it sees none

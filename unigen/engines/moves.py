@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb, parameters
-from unigen.engines.updates import READ, Rule, rule_of
+from unigen.engines.rules import READ
+from unigen.engines.updates import Rule, rule_of
 from unigen.pair import Pair
 
 __all__ = ["Optimizers", "Part", "count_steps", "factors", "memories", "named", "parts", "settings"]
@@ -59,9 +60,9 @@ def parts(pair: Pair, optimizers: Optimizers, all_climbs: Sequence[Climb]) -> li
                 if not climbs:
                     continue
                 state = _state(optimizer, parameter, group)
-                start = int(state["step"]) if rule.counts else int("momentum_buffer" in state)
+                start = int(state["step"]) if rule.counts else int(state.get("momentum_buffer") is not None)
                 for memory in rule.memory(group):
-                    if memory not in state:
+                    if state.get(memory) is None:
                         state[memory] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 key = (place, climbs, start)
                 found.setdefault(key, Part(optimizer, place, group, climbs, start, [])).names.append(name)
@@ -119,9 +120,10 @@ def memories(pair: Pair, parts: list[Part]) -> dict[str, list[Tensor]]:
 def count_steps(
     pair: Pair, optimizers: Optimizers, parts: list[Part], count: int, rates: Sequence[Sequence[float]] | None
 ) -> None:
-    """Leave the optimizers' numbers of steps and learning rates as torch would."""
+    """Leave the optimizers' numbers of steps and learning rates as torch would, and its mark of a step, for schedulers."""
     tensors = named(pair)
     for part in parts:
+        part.optimizer._opt_called = True  # type: ignore[attr-defined]
         if rule_of(part.optimizer).counts:
             for name in part.names:
                 part.optimizer.state[tensors[name]]["step"] += count * len(part.climbs)

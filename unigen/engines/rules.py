@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["Moments", "hooked", "moments_of", "update"]
+__all__ = ["READ", "Moments", "coarse", "hooked", "moments_of", "update"]
+
+READ = "alpha betas centered dampening decoupled_weight_decay eps maximize momentum nesterov weight_decay".split()
+"""The settings of a parameter group that a rule may read, beside the learning rate."""
 
 
 class Moments(NamedTuple):
@@ -40,10 +44,18 @@ def hooked(optimizer: Any) -> bool:
     return bool(hooks or everywhere or (own is not None and not scheduled))
 
 
+def coarse(part: dict[str, Any]) -> bool:
+    """Say whether torch computes Adam's factors with fewer digits than the weights have: those of a tensor in its settings."""
+    factors = (part["lr"], *part["betas"], part["weight_decay"]) if "betas" in part and not part.get("fused") else ()
+    kinds = {factor.dtype for factor in factors if isinstance(factor, Tensor)}
+    return any(torch.promote_types(kind, own.dtype) != kind for kind in kinds for own in part["params"])
+
+
 def _rule_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> tuple[Any, ...] | None:
     kind = type(optimizer)
-    moving = any(isinstance(beta, Tensor) for beta in part.get("betas", ()))  # whose value may change in its place
-    if hooked(optimizer) or part.get("maximize") or part.get("differentiable") or moving:
+    fixed = tree_leaves([part[name] for name in READ if name in part])
+    moving = any(isinstance(number, Tensor) for number in fixed)  # whose value may change in its place
+    if hooked(optimizer) or part.get("maximize") or part.get("differentiable") or moving or coarse(part):
         return None
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not part["amsgrad"]:
         decoupled = bool(part.get("decoupled_weight_decay", kind is torch.optim.AdamW))
@@ -61,11 +73,12 @@ _STATE = {"Adam": ("exp_avg", "exp_avg_sq"), "RMSprop": ("square_avg",), "SGD": 
 def moments_of(optimizer: torch.optim.Optimizer, part: dict[str, Any]) -> Moments | None:
     """Return what ``update`` needs for one of ``optimizer.param_groups``, or None where there is no rule for it.
 
-    State that torch would make at the first step is made here, as torch makes it.
+    State that torch would make at the first step is made here, as torch makes it, and its mark of a step, for schedulers.
     """
     rule = _rule_of(optimizer, part)
     if rule is None:
         return None
+    optimizer._opt_called = True  # type: ignore[attr-defined]
     names = ("momentum_buffer",) if rule[0] == "SGD" and rule[1] else _STATE[rule[0]]
     counted = rule[0] != "SGD"
     for parameter in part["params"]:

@@ -13,15 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 
-from unigen.engines.rules import hooked
+from unigen.engines.rules import coarse, hooked
 from unigen.engines.tape import ELSEWHERE
 from unigen.pair import Unsupported
 
-__all__ = ["READ", "RULES", "Rule", "rule_of"]
+__all__ = ["RULES", "Rule", "rule_of"]
 
 Settings = Mapping[str, Any]
-READ = "alpha betas centered dampening decoupled_weight_decay eps maximize momentum nesterov weight_decay".split()
-"""The settings that the rules read, beside the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,21 @@ RULES: dict[type[torch.optim.Optimizer], Rule] = {
 
 
 def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
-    """Return an optimizer's rule; ``Unsupported`` for another class (subclasses too), ``amsgrad``, or a step not torch's own."""
+    """Return an optimizer's rule; ``Unsupported`` for another class (subclasses too), ``amsgrad``, settings as coarse tensors,
+    or a step not torch's own.
+    """
     rule = RULES.get(type(optimizer))
     if rule is None:
         known = ", ".join(kind.__name__ for kind in RULES)
         raise Unsupported(f"the xla engine has no optimizer {type(optimizer).__name__}, only {known}; {ELSEWHERE}")
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise Unsupported(f"the xla engine has no amsgrad; {ELSEWHERE}")
+    if any(map(coarse, optimizer.param_groups)):
+        name = type(optimizer).__name__
+        raise Unsupported(
+            f"{name} has a tensor of fewer digits than its weights among its settings, and computes by them; the xla engine does "
+            f"not: give a float, or {ELSEWHERE}"
+        )
     if hooked(optimizer):
         raise Unsupported(
             f"the xla engine runs no hooks of {type(optimizer).__name__}.step, nor another in its place; {ELSEWHERE}"

@@ -1150,3 +1150,22 @@ def test_every_entry_has_a_case() -> None:
         name for key, name in entries.items() if key not in tested and id(TABLE[name].function) not in by_function
     )
     assert left == [], f"entries without a case: {left}"
+
+
+@pytest.mark.filterwarnings("ignore:torch.*is deprecated")
+def test_every_entry_takes_constants() -> None:
+    """As where a model indexes its data: what does not depend on an argument is in the tape with constants alone."""
+    for function, arguments in _cases():
+
+        def of_constants(_: Tensor, function: Any = function, arguments: Any = arguments) -> Tensor:
+            return function(*arguments)
+
+        with precision(), plainly():
+            expected = function(*arguments)
+            try:
+                lowered = lower(of_constants, torch.zeros(()))
+                found = jax.eval_shape(lowered, numpy.zeros(()))
+            except Unsupported as error:
+                assert "no source of them" in str(error)  # random numbers
+            else:
+                assert found.shape == tuple(expected.shape)

@@ -250,6 +250,24 @@ def test_scales_and_masks_count_as_pyro_counts_them():
     assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_a_model_may_index_its_data():
+    """By a plate, by a mask, and a constant table by data."""
+
+    def model(x, group):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        kept = ~x.isnan()
+        x, scale = x[kept], torch.tensor([1.0, 2.0])[group[kept]]
+        with pyro.plate("data", len(x)) as rows:
+            pyro.sample("y", dist.Normal(w, scale[rows]), obs=x[rows])
+
+    x, group = torch.tensor([0.3, -1.0, torch.nan, 2.0], dtype=DOUBLE), torch.tensor([0, 1, 1, 0])
+    log_density, _ = density(model, (x, group))
+    scale = torch.tensor([1.0, 2.0, 1.0], dtype=DOUBLE)
+    for w in torch.tensor([-1.0, 0.5, 2.0], dtype=DOUBLE):
+        expected = dist.Normal(0.0, 1.0).log_prob(w) + dist.Normal(w, scale).log_prob(x[[0, 1, 3]]).sum()
+        assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_density_of_a_pair_is_that_of_the_eager_engine(training):
     """With batch norm, by its running statistics whatever the mode, which stay as they are."""

@@ -89,7 +89,7 @@ class Result(dict[str, Any]):
 def run(tape: Tape, inputs: Mapping[str, Any], constants: Mapping[int, Any], noise: Any = None) -> Result:
     """Evaluate a tape on JAX arrays: its inputs by name, its constants by number, its noise from ``FromKey`` or ``Given``."""
     values: dict[int, Any] = {tape.inputs[name]: inputs[name] for name in tape.inputs}
-    values.update(constants)
+    values.update({number: jnp.asarray(constant) for number, constant in constants.items()})
     for node in tape.live():
         entry = find(node.name)
         if entry is None:

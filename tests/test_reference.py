@@ -30,6 +30,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from unigen import reference
+from unigen.datachecks import DataError
 from unigen.engines import unconstrained
 from unigen.engines.programs import Programs
 from unigen.engines.sites import log_prob_at
@@ -248,6 +249,18 @@ def test_scales_and_masks_count_as_pyro_counts_them():
     w = torch.tensor(0.3, dtype=DOUBLE)
     expected = dist.Normal(0.0, 1.0).log_prob(w) + 2.5 * dist.Normal(w, 0.5).log_prob(x)[kept].sum()
     assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_a_factor_in_a_plate_counts_for_each_row():
+    def model():
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 3):
+            pyro.factor("f", -(w**4))
+            pyro.deterministic("d", w)
+
+    log_density, _ = density(model)
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)).item() - 3 * 0.5**4
+    assert log_density(numpy.array([[0.5]]))[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_may_index_its_data():
@@ -564,7 +577,7 @@ def discrete(x):
 
 def implicit(x):
     pyro.sample("w", dist.Normal(0.0, 1.0))
-    pyro.sample("x", Implicit(torch.zeros(1)), obs=x)
+    pyro.sample("x", Implicit(torch.zeros(1)), obs=x.expand(1))
 
 
 class Unnormalized(dist.Normal):
@@ -638,6 +651,12 @@ def rows(x):
         observed(w, x)
 
 
+def six(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 6):
+        observed(w, x)
+
+
 X = torch.tensor(0.5)
 REFUSALS = {
     "discrete": (discrete, X, {}, ("site 'k'", "Bernoulli", "discrete", "sum it out")),
@@ -654,6 +673,8 @@ REFUSALS = {
     "a branch": (branching, X, {}, ("values", "test_reference.py")),
     "NaN": (ordinary, torch.tensor(float("nan")), {}, ("site 'x'", "nan", "check the data for NaN")),
     "single precision": (single, X, {}, ("float64", "parameters or buffers")),
+    "data as a column": (six, torch.ones(6, 1), {}, ("'x' has shape (6, 1)", "distribution has shape (6,)")),
+    "one datum for a plate": (six, torch.ones(1), {}, ("'x' has shape (1,)", "distribution has shape (6,)")),
     "a sampler": (ordinary, X, {"sampler": "nut"}, ("did you mean 'nuts'",)),
     "an option": (ordinary, X, {"target_accept": 0.9}, ("did you mean 'target_accept_prob'",)),
     "odd walkers": (ordinary, X, {"sampler": "ess", "chains": 5}, ("chains=5", "even number of at least 4")),
@@ -690,7 +711,7 @@ def test_refusals(case):
     assert all(word in message for word in words), message
     assert "engine=" not in message
     if not options:
-        assert isinstance(caught.value, PairError)
+        assert isinstance(caught.value, PairError | DataError)
 
 
 def test_a_flat_density_by_intent_is_none_of_them():

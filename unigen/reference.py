@@ -101,8 +101,8 @@ def sample(
     Returns a ``Posterior``. A divergence, or R-hat above 1.01, says that the draws are not to be trusted.
 
     Raises ``PairError`` for a model without such a density (a discrete, implicit, unnormalized or partly masked site, data
-    missing, a subsampled plate, an operation that cannot be lowered, no start of finite density); ``ValueError`` for other
-    arguments; ``ImportError`` where ArviZ is missing.
+    missing, a subsampled plate, an operation that cannot be lowered, no start of finite density); ``ValueError`` for data of
+    another shape than their site and for other arguments; ``ImportError`` where ArviZ is missing.
 
     >>> import pyro, pyro.distributions as dist
     >>> def model(x):

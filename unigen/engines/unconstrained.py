@@ -12,16 +12,18 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
+from unigen.datachecks import DataError
+from unigen.engines.checks import check_observed
 from unigen.engines.inverses import forget
 from unigen.engines.programs import swapped
-from unigen.engines.sites import base_of, family_of, is_bounded, is_deterministic, log_prob_at, support_of
+from unigen.engines.sites import Site, base_of, family_of, is_bounded, is_deterministic, log_prob_at, support_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
 
@@ -97,6 +99,9 @@ class _Lift(Messenger):
                 f"site '{name}' ({family_of(fn)}) has an unnormalized density, which hides how its normalizer depends on the "
                 "latents; sample a model of normalized sites"
             )
+        if msg["is_observed"] and not self.given and not isinstance(fn, Unit):
+            # its shape alone, as of what is masked: a support may move with the latents
+            check_observed(Site(name, fn, msg["value"], True, (), msg["scale"], mask=True, auxiliary=False))
         forget(fn)  # data are the same tensor in every run, and latents may be the weights of a flow
         try:
             with _trusted(fn) if self.given or is_bounded(fn) else nullcontext():
@@ -200,7 +205,7 @@ class Unconstrained:
     """The latents of ``pair.model`` given data as one vector u of length ``size``; call its methods within ``in_double``.
 
     Raises ``PairError`` for a model that has no such density: data missing, no latent, discrete, implicit, unnormalized or
-    masked sites, a subsampled plate.
+    masked sites, a subsampled plate; ``DataError`` for data that a site would have to repeat.
     """
 
     def __init__(self, pair: Pair, data: Any) -> None:
@@ -215,7 +220,7 @@ class Unconstrained:
         with torch.no_grad():
             try:
                 lift = self._run(None)
-            except PairError:
+            except (PairError, DataError):
                 raise
             except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
                 reason = " ".join(str(error).split())

@@ -97,7 +97,7 @@ def density(model: Callable[..., Any], data: Any = ()) -> tuple[Callable[[Any], 
 
     with in_double(pair := Pair(model)), precision():
         latents = Unconstrained(pair, data)
-        lowered = lower(latents.log_density, torch.zeros(latents.size))
+        lowered = lower(latents.log_density, latents.point)
 
     def rows(u: Any) -> numpy.ndarray:
         with precision():
@@ -249,6 +249,28 @@ def test_scales_and_masks_count_as_pyro_counts_them():
     w = torch.tensor(0.3, dtype=DOUBLE)
     expected = dist.Normal(0.0, 1.0).log_prob(w) + 2.5 * dist.Normal(w, 0.5).log_prob(x)[kept].sum()
     assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
+
+
+def width(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(0.0, w.prod().abs()), obs=x)
+
+
+def direction(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal((w / w.norm()).sum(), 1.0), obs=x)
+
+
+SINGULAR = {width: lambda w: (0.0, w.prod().abs()), direction: lambda w: ((w / w.norm()).sum(), 1.0)}
+
+
+@pytest.mark.parametrize("model", SINGULAR)
+def test_a_model_that_is_singular_at_the_middle_of_its_supports(model):
+    x = torch.tensor(0.4, dtype=DOUBLE)
+    log_density, _ = density(model, x)
+    for w in torch.tensor([[0.3, -2.0], [1.0, 0.5]], dtype=DOUBLE):
+        expected = dist.Normal(0.0, 1.0).log_prob(w).sum() + dist.Normal(*SINGULAR[model](w)).log_prob(x)
+        assert log_density(w[None].numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_a_factor_in_a_plate_counts_for_each_row():

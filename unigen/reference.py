@@ -135,9 +135,8 @@ def sample(
         latents = Unconstrained(pair, data)
         for name in {"chain", "draw"} & latents.shapes.keys():
             raise PairError(f"site '{name}' has the name of a dimension of the draws; give it another")
-        middle = torch.zeros(latents.size)
         try:
-            log_density, values = lower(latents.log_density, middle), lower(latents.values, middle)
+            log_density, values = lower(latents.log_density, latents.point), lower(latents.values, latents.point)
         except Unsupported as error:
             reason = str(error)
             for remedy in (ELSEWHERE, EAGERLY):  # of training; there is no other sampler
@@ -151,9 +150,9 @@ def sample(
         start = _start(log_density, chains, latents.size, first)
         if start is None:
             with in_double(pair), torch.no_grad():
-                found = latents.evaluate(middle).densities
+                found = latents.evaluate(latents.point).densities
             bad = [f"'{name}' ({float(value):g})" for name, value in found.items() if not bool(value.isfinite())]
-            where = f"; at the middle of every support it is not finite at {', '.join(bad)}" if bad else ""
+            where = f"; where the model was run first it is not finite at {', '.join(bad)}" if bad else ""
             raise PairError(
                 f"the log density has no finite value and gradient at {STARTS} random starts{where}; check the data for NaN "
                 "and for values outside of their sites' supports"

@@ -29,6 +29,8 @@ from unigen.pair import Pair, PairError
 
 __all__ = ["Evaluation", "Unconstrained", "in_double"]
 
+FIRST_RUNS = 10  # tries for a point where the model runs: it may be singular at the middle of its supports
+
 
 class Evaluation(NamedTuple):
     """The model at one u: log densities by site (the last one of the Jacobian), and values of latent and deterministic sites."""
@@ -43,11 +45,15 @@ class Evaluation(NamedTuple):
 
 
 class _Lift(Messenger):
-    """Give each latent its value from u, and record the densities; entered outside the model, so after its plates."""
+    """Give each latent its value from u, and record the densities; entered outside the model, so after its plates.
 
-    def __init__(self, u: Tensor | None, pieces: Mapping[str, torch.Size]) -> None:
+    Without u, in the first run, the pieces are found: each is at the middle of its support for the seed 0, or random by another.
+    """
+
+    def __init__(self, u: Tensor | None, pieces: Mapping[str, torch.Size], seed: int = 0) -> None:
         super().__init__()
-        self.pieces: dict[str, torch.Size] = {}
+        self.free: dict[str, Tensor] = {}
+        self.spread, self.stream = 2.0 * (seed > 0), torch.Generator().manual_seed(seed)
         sizes = [shape.numel() for shape in pieces.values()]
         self.given = {} if u is None else dict(zip(pieces, u.split(sizes), strict=True))
         self.shapes = pieces
@@ -63,8 +69,8 @@ class _Lift(Messenger):
             _check_latent(name, fn, msg["mask"])
         transform = biject_to(support_of(fn))
         shape = torch.Size(transform.inverse_shape(fn.shape()))
-        if not self.given:  # the first run: the middle of every support
-            free = torch.zeros(shape)
+        if not self.given:
+            free = self.spread * (2 * torch.rand(shape, generator=self.stream) - 1)
         elif name not in self.given or self.shapes[name] != shape:
             raise PairError(
                 f"site '{name}' is not in every run of the model with one shape, so its latents are no vector of a fixed "
@@ -72,7 +78,7 @@ class _Lift(Messenger):
             )
         else:
             free = self.given[name].reshape(shape)
-        self.pieces[name] = shape
+        self.free[name] = free
         value = transform(free)
         self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(free, value).sum()
         msg["value"], msg["done"] = value, True
@@ -204,6 +210,8 @@ def _required(program: Any) -> list[str]:
 class Unconstrained:
     """The latents of ``pair.model`` given data as one vector u of length ``size``; call its methods within ``in_double``.
 
+    ``point``: a u at which the model runs, 0 where it does there.
+
     Raises ``PairError`` for a model that has no such density: data missing, no latent, discrete, implicit, unnormalized or
     masked sites, a subsampled plate; ``DataError`` for data that a site would have to repeat.
     """
@@ -218,29 +226,37 @@ class Unconstrained:
                     f"{', '.join(pair.arguments)}"
                 )
         with torch.no_grad():
-            try:
-                lift = self._run(None)
-            except (PairError, DataError):
-                raise
-            except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
-                reason = " ".join(str(error).split())
-                remedy = "check the data for NaN and for values outside of their sites' supports"
-                if "dtype" in reason or "scalar type" in reason:
-                    remedy = "hold its tensors as parameters or buffers, or make them float64"
-                elif any(isinstance(value, Tensor) and not value.numel() for value in self.data.values()):
-                    remedy = "give at least one datum"
-                raise PairError(f"the model cannot run on these data in float64: {reason}; {remedy}") from error
-        self.pieces = lift.pieces
+            lift = self._first_run()
+        self.pieces = {name: free.shape for name, free in lift.free.items()}
         if not self.pieces:
             raise PairError("the model has no latent site: there is no posterior to sample")
         for name in self.pieces:
             if name in pair.arguments:
                 raise PairError(f"site '{name}' has no data; give {name!r}")
-        self.size = sum(shape.numel() for shape in self.pieces.values())
+        self.point = torch.cat([free.reshape(-1) for free in lift.free.values()])
+        self.size = len(self.point)
         self.shapes = {name: value.shape for name, value in lift.values.items()}
 
-    def _run(self, u: Tensor | None) -> _Lift:
-        with _Lift(u, getattr(self, "pieces", {})) as lift:
+    def _first_run(self) -> _Lift:
+        """Run the model at the middle of every support or, where it cannot run there, at a few other points."""
+        errors = []
+        for seed in range(FIRST_RUNS):
+            try:
+                return self._run(None, seed)
+            except (PairError, DataError):
+                raise
+            except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
+                errors.append(error)
+        reason = " ".join(str(errors[0]).split())
+        remedy = "check the data for NaN and for values outside of their sites' supports"
+        if "dtype" in reason or "scalar type" in reason:
+            remedy = "hold its tensors as parameters or buffers, or make them float64"
+        elif any(isinstance(value, Tensor) and not value.numel() for value in self.data.values()):
+            remedy = "give at least one datum"
+        raise PairError(f"the model cannot run on these data in float64: {reason}; {remedy}") from errors[0]
+
+    def _run(self, u: Tensor | None, seed: int = 0) -> _Lift:
+        with _Lift(u, getattr(self, "pieces", {}), seed) as lift:
             self.pair.model(**self.data)
         return lift
 

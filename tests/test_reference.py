@@ -573,6 +573,21 @@ def test_arviz_and_deterministic_sites():
     assert "2 chains of 50 draws" in str(posterior)
 
 
+def test_a_constant_has_no_effective_sample_size():
+    draws = {"w": torch.randn(2, 50, 2, dtype=DOUBLE), "n": torch.ones(2, 50, dtype=DOUBLE)}
+    draws["w"][..., 1] = 3.0
+    posterior = Posterior("nuts", draws, *reference._diagnostics(draws))
+    for found in (posterior.rhat, posterior.ess, posterior.ess_tail):
+        assert found["w"].isnan().tolist() == [False, True] and bool(found["n"].isnan())
+    assert str(posterior).endswith("; constant, in part or whole: w, n") and "nan" not in str(posterior)
+
+
+@pytest.mark.parametrize("mass", [torch.ones(2), numpy.array([1, 2]), [1.0, 2.0]], ids=["torch", "whole", "list"])
+def test_a_mass_matrix_of_any_numbers(mass):
+    (matrix,) = reference._mass_matrix({"inverse_mass_matrix": mass}, 2).values()
+    assert matrix.dtype == numpy.float64 and matrix.tolist() == [float(value) for value in mass]
+
+
 def test_chains_that_disagree_are_seen():
     """Two modes forty deviations apart, which no chain crosses; 16 chains all start at one of them once in 33,000 runs."""
 
@@ -720,6 +735,32 @@ REFUSALS = {
     "sure to accept": (ordinary, X, {"target_accept_prob": 2.0}, ("target_accept_prob is 2.0", "above 0 and below 1")),
     "a step backwards": (ordinary, X, {"step_size": -1.0}, ("step_size is -1.0, expected a number above 0",)),
     "a tree without depth": (ordinary, X, {"max_tree_depth": 0}, ("max_tree_depth is 0",)),
+    "no steps": (ordinary, X, {"sampler": "hmc", "num_steps": 0}, ("num_steps is 0, expected an integer",)),
+    "half a step": (ordinary, X, {"sampler": "hmc", "num_steps": 2.5}, ("num_steps is 2.5, expected an integer",)),
+    "no way": (ordinary, X, {"sampler": "hmc", "trajectory_length": 0.0}, ("trajectory_length is 0.0",)),
+    "an endless way": (ordinary, X, {"sampler": "hmc", "trajectory_length": numpy.inf}, ("trajectory_length is inf",)),
+    "a way that is no number": (
+        ordinary,
+        X,
+        {"sampler": "hmc", "trajectory_length": "a"},
+        ("trajectory_length is 'a'",),
+    ),
+    "no iterations": (ordinary, X, {"sampler": "ess", "max_iter": 0}, ("max_iter is 0",)),
+    "no stepping out": (ordinary, X, {"sampler": "ess", "max_steps": 0}, ("max_steps is 0",)),
+    "a slice without width": (ordinary, X, {"sampler": "ess", "init_mu": numpy.nan}, ("init_mu is nan",)),
+    "no function": (ordinary, X, {"kinetic_fn": 3}, ("kinetic_fn is 3, expected a function",)),
+    "no moves": (ordinary, X, {"sampler": "aies", "moves": 3}, ("moves is 3, expected a dict",)),
+    "a move by name": (ordinary, X, {"sampler": "ess", "moves": {"a": 1}}, ("moves is {'a': 1}, expected a dict",)),
+    "moves against all odds": (ordinary, X, {"sampler": "aies", "moves": {abs: -1.0}}, ("moves is {", "-1.0}")),
+    "a mass of nothing": (ordinary, X, {"inverse_mass_matrix": numpy.zeros(1)}, ("expected numbers above 0",)),
+    "a mass that is no number": (ordinary, X, {"inverse_mass_matrix": [numpy.nan]}, ("expected numbers above 0",)),
+    "a mass by name": (ordinary, X, {"inverse_mass_matrix": {"w": 1}}, ("{'w': 1}, expected an array",)),
+    "an indefinite mass": (
+        ordinary,
+        X,
+        {"inverse_mass_matrix": -numpy.eye(1), "dense_mass": True},
+        ("expected a symmetric matrix that is positive definite",),
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class Posterior:
     """Draws from p(z | x), and what they are worth.
 
     ``draws``: by site, latent and deterministic, float64 (chains, draws, *shape). ``rhat``, ``ess``, ``ess_tail``: by site,
-    (*shape): rank-normalized split R-hat (NaN for one chain, or a constant), bulk and tail effective sample size.
+    (*shape): rank-normalized split R-hat (NaN for one chain), bulk and tail effective sample size; all NaN for a constant.
     ``diverging``: (chains, draws), which transitions of nuts or hmc left the energy's level; None for an ensemble.
     """
 
@@ -61,12 +62,17 @@ class Posterior:
         return _inference_data(self.draws, self.diverging)
 
     def __str__(self) -> str:
-        rhat = [value for site in self.rhat.values() for value in site.flatten().tolist() if not math.isnan(value)]
-        ess = [value for site in self.ess.values() for value in site.flatten().tolist()]
+        rhat, ess = (
+            [value for site in by_site.values() for value in site.flatten().tolist() if not math.isnan(value)]
+            for by_site in (self.rhat, self.ess)
+        )
         chains, draws = next(iter(self.draws.values())).shape[:2]
+        constant = [name for name, value in self.draws.items() if bool(_constant(value).any())]
         return (
             f"{self.sampler}: {chains} chains of {draws} draws, R-hat at most {max(rhat, default=math.nan):.4f}, "
-            f"ESS at least {min(ess):.0f}, {self.divergences} divergences"
+            f"ESS at least {min(ess, default=math.nan):.0f}, {self.divergences} divergences"
+            + f"; constant, in part or whole: {', '.join(constant)}"
+            * bool(constant)
         )
 
 
@@ -144,7 +150,7 @@ def sample(
             raise Unsupported(reason) from error
 
     chains = _chains(chains, sampler, latents.size)
-    _check_mass_matrix(options, latents.size)
+    options = _mass_matrix(options, latents.size)
     with precision():
         first, second = jax.random.split(jax.random.key(seed))
         start = _start(log_density, chains, latents.size, first)
@@ -174,28 +180,50 @@ def sample(
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse options with which a kernel would fail, or never move."""
-    for name, high in (("target_accept_prob", 1.0), ("step_size", math.inf)):
-        value = options.get(name, 0.5)
-        if not (isinstance(value, Real) and 0 < float(value) < high):
-            raise ValueError(f"{name} is {value!r}, expected a number above 0{' and below 1' if high == 1 else ''}.")
+    numbers = {"target_accept_prob": 1.0, "step_size": math.inf, "trajectory_length": math.inf, "init_mu": math.inf}
+    for name in numbers.keys() & options.keys():
+        value, high = options[name], numbers[name]
+        if not (isinstance(value, Real) and 0 < float(value) < high) and (name, value) != ("trajectory_length", None):
+            limits = "above 0 and below 1" if high == 1 else "above 0"
+            raise ValueError(f"{name} is {value!r}, expected a number {limits}.")
+    for name in ("num_steps", "max_steps", "max_iter"):
+        if options.get(name) is not None:
+            integer(name, options[name], 1)
+    depths = options.get("max_tree_depth", 1)
+    for depth in depths if isinstance(depths, tuple) else (depths,):
+        integer("max_tree_depth", depth, 1)
     if not isinstance(options.get("dense_mass", False), bool):
         raise ValueError(
             f"dense_mass is {options['dense_mass']!r}, expected True or False: all latents are one vector here."
         )
-    depths = options.get("max_tree_depth", 1)
-    for depth in depths if isinstance(depths, tuple) else (depths,):
-        integer("max_tree_depth", depth, 1)
+    if not callable(options.get("kinetic_fn") or abs):
+        raise ValueError(f"kinetic_fn is {options['kinetic_fn']!r}, expected a function.")
+    moves = options.get("moves") or {abs: 1.0}
+    weights = list(moves.values()) if isinstance(moves, dict) and all(map(callable, moves)) else []
+    if not any(weights) or not all(isinstance(weight, Real) and 0 <= float(weight) < math.inf for weight in weights):
+        raise ValueError(f"moves is {moves!r}, expected a dict from NumPyro's moves of this sampler to their weights.")
 
 
-def _check_mass_matrix(options: Mapping[str, Any], size: int) -> None:
-    """Refuse an inverse mass matrix of another size than the latents have together."""
-    matrix, dense = options.get("inverse_mass_matrix"), options.get("dense_mass", False)
-    found, expected = tuple(getattr(matrix, "shape", ())), (size, size) if dense else (size,)
-    if matrix is not None and found != expected:
+def _mass_matrix(options: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return the options with the inverse mass matrix, where one is given, as float64; refuse one that is none."""
+    given, dense = options.get("inverse_mass_matrix"), options.get("dense_mass", False)
+    if given is None:
+        return dict(options)
+    try:
+        matrix = numpy.asarray(given, dtype=float)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"inverse_mass_matrix is {given!r}, expected an array of numbers.") from None
+    expected = (size, size) if dense else (size,)
+    if matrix.shape != expected:
         raise ValueError(
-            f"inverse_mass_matrix has shape {found}, expected an array {expected}, by dense_mass={dense}: all latents are one "
-            "vector here."
+            f"inverse_mass_matrix has shape {matrix.shape}, expected an array {expected}, by dense_mass={dense}: all latents are "
+            "one vector here."
         )
+    finite = numpy.isfinite(matrix).all() and (not dense or numpy.allclose(matrix, matrix.T))
+    if not finite or (numpy.linalg.eigvalsh(matrix) if dense else matrix).min() <= 0:
+        kind = "a symmetric matrix that is positive definite" if dense else "numbers above 0"
+        raise ValueError(f"inverse_mass_matrix is {given!r}, expected {kind}.")
+    return {**options, "inverse_mass_matrix": matrix}
 
 
 def _needed(module: str, package: str = "") -> Any:
@@ -325,6 +353,11 @@ def _inference_data(draws: Mapping[str, Tensor], diverging: Tensor | None = None
     )
 
 
+def _constant(draws: Tensor) -> Tensor:
+    """Say which elements of (chains, draws, *shape) have one value in all draws, (*shape)."""
+    return (draws == draws[:1, :1]).flatten(0, 1).all(0)
+
+
 def _diagnostics(draws: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Return R-hat, bulk and tail ESS by site."""
     arviz = _needed("arviz")
@@ -334,4 +367,7 @@ def _diagnostics(draws: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
             "ignore", "invalid value encountered", RuntimeWarning
         )  # R-hat of an element that is constant
         found = (arviz.rhat(inference), arviz.ess(inference), arviz.ess(inference, method="tail"))
-    return [{name: torch.tensor(part[name].values) for name in draws} for part in found]
+    return [
+        {name: torch.tensor(part[name].values).where(~_constant(value), math.nan) for name, value in draws.items()}
+        for part in found
+    ]

@@ -273,6 +273,56 @@ def test_a_model_that_is_singular_at_the_middle_of_its_supports(model):
         assert log_density(w[None].numpy())[0] == pytest.approx(expected.item(), abs=1e-12)
 
 
+class Noise(PyroModule):
+    """w ~ N(0, scale), x ~ N(w, scale): with a scale that is given in single precision, in evaluation mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(self.layer.weight, 2.0)
+
+    def forward(self, x):
+        assert not self.layer.training
+        scale = self.layer(torch.ones(1))
+        with pyro.plate("rows", 1):
+            pyro.sample("x", dist.Normal(pyro.sample("w", dist.Normal(0.0, scale)), scale), obs=x)
+
+
+HANDLED = {
+    "condition": lambda model: pyro.poutine.condition(model, data={}),
+    "do": lambda model: pyro.poutine.do(model, data={}),
+    "reparam": lambda model: pyro.poutine.reparam(model, config={}),
+    "two": lambda model: pyro.poutine.scale(pyro.poutine.condition(model, data={}), scale=1.0),
+}
+
+
+@pytest.mark.parametrize("handler", HANDLED)
+def test_a_module_in_a_handler(handler):
+    module, x = Noise(), torch.tensor([0.7], dtype=DOUBLE)
+    log_density, _ = density(HANDLED[handler](module), x)
+    w = torch.tensor([0.3], dtype=DOUBLE)
+    expected = dist.Normal(0.0, 2.0).log_prob(w) + dist.Normal(w, 2.0).log_prob(x)
+    assert log_density(w[None].numpy())[0] == pytest.approx(expected.item(), abs=1e-7)
+    assert module.layer.weight.dtype == torch.float32 and module.layer.training
+
+
+def test_the_parameter_store_stays_as_it_was():
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(2.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(pyro.sample("w", dist.Normal(loc, scale)), 1.0), obs=x)
+
+    store = pyro.get_param_store()
+    with store.scope():
+        pyro.param("scale", torch.tensor(3.0), constraint=constraints.positive)
+        before = store._params["scale"]
+        log_density, _ = density(model, torch.tensor(0.5, dtype=DOUBLE))
+        assert set(store) == {"scale"} and store._params["scale"] is before and before.dtype == torch.float32
+    w = torch.tensor(0.3, dtype=DOUBLE)
+    expected = dist.Normal(2.0, 3.0).log_prob(w) + dist.Normal(w, 1.0).log_prob(torch.tensor(0.5))
+    assert log_density(w.reshape(1, 1).numpy())[0] == pytest.approx(expected.item(), abs=1e-6)
+
+
 def test_a_factor_in_a_plate_counts_for_each_row():
     def model():
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -694,6 +744,19 @@ def six(x):
         observed(w, x)
 
 
+def silent(x):
+    raise NotImplementedError
+
+
+def nothing(x):
+    observed(pyro.sample("w", dist.Normal(torch.zeros(0), 1.0).to_event(1)).sum(), x)
+
+
+def crowded(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    observed(w.sum() + pyro.sample("w_dim_0", dist.Normal(0.0, 1.0)), x)
+
+
 X = torch.tensor(0.5)
 REFUSALS = {
     "discrete": (discrete, X, {}, ("site 'k'", "Bernoulli", "discrete", "sum it out")),
@@ -712,6 +775,14 @@ REFUSALS = {
     "single precision": (single, X, {}, ("float64", "parameters or buffers")),
     "data as a column": (six, torch.ones(6, 1), {}, ("'x' has shape (6, 1)", "distribution has shape (6,)")),
     "one datum for a plate": (six, torch.ones(1), {}, ("'x' has shape (1,)", "distribution has shape (6,)")),
+    "None as data": (rows, {"x": None}, {}, ("'x'", "missing; got none")),
+    "bits": (ordinary, torch.tensor(True), {}, ("'x' is a bool tensor", "x.double()")),
+    "sparse data": (rows, torch.ones(3).to_sparse(), {}, ("'x' is a sparse_coo tensor", "dense tensor")),
+    "complex data": (rows, torch.ones(3) * 1j, {}, ("'x' is a complex tensor",)),
+    "data without values": (rows, torch.ones(3, device="meta"), {}, ("'x' is a meta tensor",)),
+    "an error without a word": (silent, X, {}, ("cannot run on these data", "NotImplementedError")),
+    "latents without elements": (nothing, X, {}, ("latent sites w have no elements",)),
+    "a site named as a dimension": (crowded, X, {}, ("site 'w_dim_0' has the name of a dimension", "give it another")),
     "a sampler": (ordinary, X, {"sampler": "nut"}, ("did you mean 'nuts'",)),
     "an option": (ordinary, X, {"target_accept": 0.9}, ("did you mean 'target_accept_prob'",)),
     "odd walkers": (ordinary, X, {"sampler": "ess", "chains": 5}, ("chains=5", "even number of at least 4")),

@@ -139,7 +139,8 @@ def sample(
     pair = model if isinstance(model, Pair) else Pair(model)
     with in_double(pair), precision():
         latents = Unconstrained(pair, data)
-        for name in {"chain", "draw"} & latents.shapes.keys():
+        dimensions = {f"{name}_dim_{i}" for name, shape in latents.shapes.items() for i in range(len(shape))}
+        for name in {"chain", "draw", *dimensions} & latents.shapes.keys():
             raise PairError(f"site '{name}' has the name of a dimension of the draws; give it another")
         try:
             log_density, values = lower(latents.log_density, latents.point), lower(latents.values, latents.point)
@@ -181,14 +182,14 @@ def sample(
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse options with which a kernel would fail, or never move."""
     numbers = {"target_accept_prob": 1.0, "step_size": math.inf, "trajectory_length": math.inf, "init_mu": math.inf}
-    for name in numbers.keys() & options.keys():
-        value, high = options[name], numbers[name]
-        if not (isinstance(value, Real) and 0 < float(value) < high) and (name, value) != ("trajectory_length", None):
+    given = {k: v for k, v in options.items() if v is not None or k not in ("trajectory_length", "num_steps")}
+    for name in numbers.keys() & given.keys():
+        value, high = given[name], numbers[name]
+        if not (isinstance(value, Real) and 0 < float(value) < high):
             limits = "above 0 and below 1" if high == 1 else "above 0"
             raise ValueError(f"{name} is {value!r}, expected a number {limits}.")
-    for name in ("num_steps", "max_steps", "max_iter"):
-        if options.get(name) is not None:
-            integer(name, options[name], 1)
+    for name in {"num_steps", "max_steps", "max_iter"} & given.keys():
+        integer(name, given[name], 1)
     depths = options.get("max_tree_depth", 1)
     for depth in depths if isinstance(depths, tuple) else (depths,):
         integer("max_tree_depth", depth, 1)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
@@ -22,7 +23,7 @@ from torch.distributions import Distribution, biject_to
 from unigen.datachecks import DataError
 from unigen.engines.checks import check_observed
 from unigen.engines.inverses import forget
-from unigen.engines.programs import swapped
+from unigen.engines.programs import RAISED, swapped
 from unigen.engines.sites import Site, base_of, family_of, is_bounded, is_deterministic, log_prob_at, support_of
 from unigen.evaluate.modes import evaluating
 from unigen.pair import Pair, PairError
@@ -120,8 +121,10 @@ class _Lift(Messenger):
                 "values outside of the support"
             ) from error
         except NotImplementedError as error:
+            if msg["value"].dtype is torch.bool:  # torch has no arithmetic of it
+                raise DataError(f"data '{name}' is a bool tensor; give numbers, as by {name}.double()") from None
             raise PairError(
-                f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({error or 'no log_prob'})"
+                f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({str(error) or 'no log_prob'})"
             ) from None
         self.densities[name] = density.sum()
 
@@ -177,16 +180,25 @@ def _check_latent(name: str, fn: Any, mask: Any) -> None:
 
 @contextmanager
 def in_double(pair: Pair) -> Iterator[None]:
-    """Run a pair in float64 on the CPU: parameters and buffers held fixed, evaluation mode, random streams untouched."""
-    tensors = [*pair.parameters(), *pair.buffers()]
-    fixed = {id(tensor): _double(tensor) for tensor in tensors}
-    default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), evaluating(pair), swapped(pair, fixed):
+    """Run a pair in float64 on the CPU: parameters and buffers held fixed, evaluation mode, random streams untouched.
+
+    So too a module that the model wraps in Pyro's handlers, such as ``poutine.condition``, and ``pyro.param``.
+    """
+    inside: Any = inspect.unwrap(pair.model)
+    parts = [pair, Pair(inside)] if inside is not pair.model and isinstance(inside, torch.nn.Module) else [pair]
+    store, default = pyro.get_param_store(), torch.get_default_dtype()
+    state = store.get_state()
+    fixed = {name: _double(value) for name, value in state["params"].items()}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(store.scope({"params": fixed, "constraints": state["constraints"]}))
+        for part in parts:
+            tensors = [*part.parameters(), *part.buffers()]
+            stack.enter_context(evaluating(part))
+            stack.enter_context(swapped(part, {id(tensor): _double(tensor) for tensor in tensors}))
+        stack.callback(torch.set_default_dtype, default)
         torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(default)
+        yield
 
 
 def _double(tensor: Any) -> Any:
@@ -218,13 +230,19 @@ class Unconstrained:
 
     def __init__(self, pair: Pair, data: Any) -> None:
         self.pair = pair
-        self.data = {name: _double(value) for name, value in pair.bind(data).items()}
+        data = pair.bind(data)
+        given = [name for name, value in data.items() if value is not None]
         for name in _required(pair.model):
-            if self.data.get(name) is None:
+            if name not in given:
                 raise PairError(
-                    f"the model takes data {name!r}, which are missing; got {', '.join(self.data) or 'none'}, expected "
+                    f"the model takes data {name!r}, which are missing; got {', '.join(given) or 'none'}, expected "
                     f"{', '.join(pair.arguments)}"
                 )
+        for name, value in data.items():
+            if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_complex() or value.is_meta):
+                kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
+                raise DataError(f"data {name!r} is a {kind} tensor; give a dense tensor of real numbers")
+        self.data = {name: _double(value) for name, value in data.items()}
         with torch.no_grad():
             lift = self._first_run()
         self.pieces = {name: free.shape for name, free in lift.free.items()}
@@ -233,6 +251,10 @@ class Unconstrained:
         for name in self.pieces:
             if name in pair.arguments:
                 raise PairError(f"site '{name}' has no data; give {name!r}")
+        if not any(shape.numel() for shape in self.pieces.values()):
+            raise PairError(
+                f"the latent sites {', '.join(self.pieces)} have no elements: there is no posterior to sample"
+            )
         self.point = torch.cat([free.reshape(-1) for free in lift.free.values()])
         self.size = len(self.point)
         self.shapes = {name: value.shape for name, value in lift.values.items()}
@@ -245,9 +267,9 @@ class Unconstrained:
                 return self._run(None, seed)
             except (PairError, DataError):
                 raise
-            except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
+            except RAISED as error:
                 errors.append(error)
-        reason = " ".join(str(errors[0]).split())
+        reason = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
         remedy = "check the data for NaN and for values outside of their sites' supports"
         if "dtype" in reason or "scalar type" in reason:
             remedy = "hold its tensors as parameters or buffers, or make them float64"

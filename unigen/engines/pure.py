@@ -27,6 +27,7 @@ from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
 from unigen.engines.programs import Programs, reason_of, swapped
 from unigen.engines.selections import Selections, without_masks
+from unigen.engines.surroundings import kept_in_torch
 from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
@@ -168,8 +169,11 @@ def capture(
     """
 
     def traced(*fakes: Tensor) -> Any:
-        known = Indices(lambda index: not isinstance(index, FakeTensor) or index.constant is not None)
-        with known, Selections(lambda mask: not isinstance(mask, FakeTensor)), _Outside(read):
+        def known(tensor: Tensor) -> bool:
+            return not isinstance(tensor, FakeTensor)
+
+        indices = Indices(lambda index: known(index) or index.constant is not None)
+        with indices, Selections(known), kept_in_torch(known), _Outside(read):
             with _Constants(constants) if constants else contextlib.nullcontext():
                 with Assertions() as assertions, own_of_python() as drawn:
                     results = assertions.held(function(*fakes))

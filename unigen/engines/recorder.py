@@ -22,7 +22,7 @@ from unigen.engines.indices import Indices
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.selections import Selections, without_masks
-from unigen.engines.surroundings import plainly
+from unigen.engines.surroundings import kept_in_torch, plainly
 from unigen.engines.tape import DRAWS, EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
 from unigen.streams import own_of_python
@@ -168,6 +168,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(Indices(recorder.fixed))
         stack.enter_context(Selections(recorder.fixed))
+        stack.enter_context(kept_in_torch(recorder.fixed))
         assertions = stack.enter_context(Assertions())
         drawn = stack.enter_context(own_of_python())
         results = assertions.held(function())

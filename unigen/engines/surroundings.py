@@ -1,11 +1,13 @@
 """What surrounds a captured run: torch takes no way of its own that reads values or hides operations; and draws recorded.
 
-Distributions trust their arguments, and recurrent layers and attention are the products and sums that they are.
+Distributions trust their arguments, recurrent layers and attention are the products and sums that they are. Values that leave
+torch, which no operation shows, are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Draws", "plainly"]
+from unigen.engines.places import place_of
+from unigen.engines.tape import EAGERLY
+from unigen.pair import Unsupported
+
+__all__ = ["Draws", "kept_in_torch", "plainly"]
+
+_LEAVING = ("numpy", "tolist", "__dlpack__")  # numpy.asarray asks by the first
 
 
 @contextmanager
@@ -110,6 +118,35 @@ AT_ONCE_ON_A_GPU: dict[Any, Any] = {
 def _is_packed(args: Any) -> bool:
     """Say whether a recurrent layer is called with a packed sequence: its weights, a list, then come fourth."""
     return len(args) > 3 and isinstance(args[3], list | tuple)
+
+
+@contextmanager
+def kept_in_torch(fixed: Callable[[Tensor], bool]) -> Iterator[None]:
+    """Refuse to hand the values of a tensor to Python and other libraries, which no mode sees in a derivative.
+
+    ``fixed``: whether a tensor holds the same in every later run, so that its values may leave.
+    """
+    before = {name: getattr(Tensor, name) for name in _LEAVING}
+    for name, method in before.items():
+        setattr(Tensor, name, _refusing(name, method, fixed))
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Tensor, name, method)
+
+
+def _refusing(name: str, method: Callable[..., Any], fixed: Callable[[Tensor], bool]) -> Callable[..., Any]:
+    def leave(tensor: Tensor, *args: Any, **named: Any) -> Any:
+        captured = torch._C._len_torch_dispatch_stack() > 0  # else torch itself asks, or another thread
+        if captured and not fixed(tensor):
+            raise Unsupported(
+                f"Tensor.{name} looks at the value of a tensor, in {place_of(sys._getframe(1))}; compute with torch alone, "
+                f"or {EAGERLY}"
+            )
+        return method(tensor, *args, **named)
+
+    return leave
 
 
 class Draws(TorchDispatchMode):

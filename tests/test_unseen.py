@@ -1,9 +1,10 @@
-"""What no operation of a captured program shows: values that leave torch."""
+"""What no operation of a captured program shows: values that leave torch, and random numbers that are drawn again."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -12,6 +13,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
 
 from unigen.engines import ENGINES, engine_named
 from unigen.engines.surroundings import Draws, kept_in_torch
@@ -119,3 +122,70 @@ def test_other_threads_may_look_at_values_meanwhile() -> None:
         thread.join()
     assert found == [2.0]
     assert Tensor.numpy is before
+
+
+@contextmanager
+def seeded(seed: Callable[[], Any]) -> Iterator[None]:
+    with torch.random.fork_rng():
+        seed()
+        yield
+
+
+def under(seed: Callable[[], Any], draw: Callable[[Tensor], Tensor]) -> Mean:
+    def mean(model: Model, x: Tensor) -> Tensor:
+        with seeded(seed):
+            return model.w * draw(x)
+
+    return mean
+
+
+OWN = torch.Generator().manual_seed(3)
+STATE = torch.get_rng_state()
+SEEDS: dict[str, Callable[[], Any]] = {
+    "manual_seed": lambda: torch.manual_seed(0),  # as steps() has it
+    "set_rng_seed": lambda: pyro.set_rng_seed(3),
+    "seed": torch.seed,
+    "set_rng_state": lambda: torch.set_rng_state(STATE),
+    "of the generator": lambda: torch.default_generator.manual_seed(3),
+}
+AGAIN: dict[str, Mean] = {
+    **{name: under(seed, torch.randn_like) for name, seed in SEEDS.items()},
+    "own generator": lambda model, x: model.w * torch.randn(1, generator=OWN),
+    "in place": lambda model, x: model.w * torch.empty(1).normal_(generator=OWN),
+    "forked": lambda model, x: model.w * under(lambda: None, torch.randn_like)(model, x) * torch.randn(1),
+    "checkpoint": lambda model, x: checkpoint(lambda w: dropout(w.expand_as(x)).tanh(), model.w, use_reentrant=False),
+}
+ONCE: dict[str, Mean] = {
+    **{name: under(seed, torch.ones_like) for name, seed in SEEDS.items() if name != "set_rng_seed"},  # Python's too
+    "checkpoint": lambda model, x: checkpoint(lambda w: (w * x).tanh().exp(), model.w, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("engine", CAPTURING)
+@pytest.mark.parametrize("mean", AGAIN.values(), ids=list(AGAIN))
+def test_random_numbers_that_come_again_are_refused(mean: Mean, engine: str) -> None:
+    steps("eager", mean)
+    with pytest.raises(Unsupported, match=r"aten\.\w+\.\w+ draws from a generator, or from a state .*engine='eager'"):
+        steps(engine, mean)
+
+
+@pytest.mark.parametrize("engine", CAPTURING)
+@pytest.mark.parametrize("mean", ONCE.values(), ids=list(ONCE))
+def test_streams_that_are_set_where_nothing_is_drawn(mean: Mean, engine: str) -> None:
+    assert steps(engine, mean) == steps("eager", mean)
+
+
+def dropped(model: Model, x: Tensor) -> Tensor:
+    return dropout(model.w.expand_as(x), 0.5)
+
+
+def dropped_outside(model: Model, x: Tensor) -> Tensor:
+    kept = dropout(torch.ones_like(x), 0.5)
+    return checkpoint(lambda w: w * kept, model.w, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mean", [dropped, dropped_outside])
+def test_value_and_gradient_are_of_the_same_noise(mean: Mean, engine: str) -> None:
+    at = {h: round(float(dist.Normal(float(h), 1.0).log_prob(X)), 9) for h in (0, 2)}  # w dropped, or twice it
+    assert set(steps(engine, mean, 20)) == {(at[0], 0.0), (at[2], 2.0)}

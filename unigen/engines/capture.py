@@ -126,7 +126,6 @@ def _capture(
         return [value, *gradients, *pair.chains.values()]
 
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_devices(inputs)))
         stack.enter_context(torch.enable_grad())
         stack.callback(setattr, pair, "chains", pair.chains)
         written = {**buffers(pair), **weights} if phase.solve else buffers(pair)
@@ -156,10 +155,6 @@ def _capture_projection(phase: Phase, weights: list[Tensor], moved: list[str]) -
     tape = capture(project, dict(zip(moved, copies, strict=True)))
     check_lowers(tape)
     return tape
-
-
-def _devices(inputs: Mapping[str, Tensor]) -> list[torch.device]:
-    return list({tensor.device for tensor in inputs.values() if tensor.is_cuda})
 
 
 @torch.no_grad()

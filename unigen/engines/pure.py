@@ -25,9 +25,10 @@ from torch.utils._pytree import tree_leaves
 from unigen.engines import eager
 from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
+from unigen.engines.places import Places
 from unigen.engines.programs import Programs, reason_of, swapped
 from unigen.engines.selections import Selections, without_masks
-from unigen.engines.surroundings import kept_in_torch
+from unigen.engines.surroundings import OneStream, kept_in_torch
 from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
 from unigen.phases import Chain, Phase
@@ -173,7 +174,7 @@ def capture(
             return not isinstance(tensor, FakeTensor)
 
         indices = Indices(lambda index: known(index) or index.constant is not None)
-        with indices, Selections(known), kept_in_torch(known), _Outside(read):
+        with indices, Selections(known), kept_in_torch(known), OneStream(Places().here), _Outside(read):
             with _Constants(constants) if constants else contextlib.nullcontext():
                 with Assertions() as assertions, own_of_python() as drawn:
                     results = assertions.held(function(*fakes))

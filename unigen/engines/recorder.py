@@ -22,7 +22,7 @@ from unigen.engines.indices import Indices
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
 from unigen.engines.selections import Selections, without_masks
-from unigen.engines.surroundings import kept_in_torch, plainly
+from unigen.engines.surroundings import OneStream, kept_in_torch, plainly
 from unigen.engines.tape import DRAWS, EAGERLY, Node, Ref, Tape, frozen
 from unigen.pair import Unsupported
 from unigen.streams import own_of_python
@@ -155,7 +155,7 @@ def capture(
 
     ``inputs``: by name, the tensors that may differ in later runs; every other tensor that the run meets is a constant.
     ``fixed``: the names of inputs that the run must not write to. Distributions do not validate their arguments meanwhile.
-    The run's random numbers come from torch's global streams; it does whatever it does to the tensors that it writes to.
+    The run leaves the random streams as they are; it does whatever it does to the tensors that it writes to.
 
     Raises ``Unsupported`` where the run depends on values that may differ in later runs; but where one of two answers does
     nothing but raise, the results of later runs that would have raised are nan.
@@ -165,10 +165,12 @@ def capture(
     with ExitStack() as stack:
         stack.enter_context(plainly())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
+        stack.enter_context(torch.random.fork_rng(devices=_devices(inputs)))
         stack.enter_context(recorder)
         stack.enter_context(Indices(recorder.fixed))
         stack.enter_context(Selections(recorder.fixed))
         stack.enter_context(kept_in_torch(recorder.fixed))
+        stack.enter_context(OneStream(memory.places.here))
         assertions = stack.enter_context(Assertions())
         drawn = stack.enter_context(own_of_python())
         results = assertions.held(function())
@@ -192,3 +194,7 @@ def capture(
     read = {ref for node in tape.live() for ref in node.refs()} | {*tape.outputs, *written.values()}
     tape.constants = {number: tensor for number, tensor in tape.constants.items() if number in read}
     return tape
+
+
+def _devices(inputs: Mapping[str, Tensor]) -> list[torch.device]:
+    return list({tensor.device for tensor in inputs.values() if tensor.is_cuda})

@@ -1,7 +1,7 @@
 """What surrounds a captured run: torch takes no way of its own that reads values or hides operations; and draws recorded.
 
-Distributions trust their arguments, recurrent layers and attention are the products and sums that they are. Values that leave
-torch, which no operation shows, are refused.
+Distributions trust their arguments, recurrent layers and attention are the products and sums that they are. What no operation
+shows is refused: values that leave torch, and random numbers that come twice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch._decomp.decompositions import gru_impl, lstm_impl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,7 @@ from unigen.engines.places import place_of
 from unigen.engines.tape import EAGERLY
 from unigen.pair import Unsupported
 
-__all__ = ["Draws", "kept_in_torch", "plainly"]
+__all__ = ["Draws", "OneStream", "kept_in_torch", "plainly"]
 
 _LEAVING = ("numpy", "tolist", "__dlpack__")  # numpy.asarray asks by the first
 
@@ -147,6 +148,47 @@ def _refusing(name: str, method: Callable[..., Any], fixed: Callable[[Tensor], b
         return method(tensor, *args, **named)
 
     return leave
+
+
+class OneStream(TorchDispatchMode):
+    """Refuse a random operation that does not go on where the last one left torch's global streams, as after a seed.
+
+    A program that is written down draws new numbers there. ``here`` says where it is. To be entered where the streams are put
+    back, since it moves them.
+    """
+
+    def __init__(self, here: Callable[[], str]) -> None:
+        super().__init__()
+        self.here = here
+        used = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+        self.streams = [torch.default_generator, *used]
+        self.left: list[Tensor] = []
+        self._leave()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **named)
+        if named.get("generator") is not None or not self._as_left():
+            raise Unsupported(
+                f"{func} draws from a generator, or from a state of torch that was set (by a seed, fork_rng, or a checkpoint that "
+                f"runs again), in {self.here()}, and would draw other numbers; draw from torch's stream as it goes, or {EAGERLY}"
+            )
+        result = func(*args, **named)
+        self._leave()
+        return result
+
+    def _as_left(self) -> bool:
+        with no_dispatch():
+            return all(torch.equal(each.get_state(), left) for each, left in zip(self.streams, self.left, strict=False))
+
+    def _leave(self) -> None:
+        """Take the streams for left as they are now; moved too by a draw of fake tensors, and before the first."""
+        moved = not self._as_left()
+        with no_dispatch():
+            if not moved:
+                torch.rand((), device="cpu")
+            self.left = [each.get_state() for each in self.streams]
 
 
 class Draws(TorchDispatchMode):

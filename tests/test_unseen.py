@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from unigen.engines import ENGINES, engine_named
 from unigen.engines.surroundings import Draws, kept_in_torch
+from unigen.objectives import elbo
 from unigen.optimizers import optimizers_for
 from unigen.pair import Pair, Unsupported
-from unigen.phases import Optimizer
+from unigen.phases import THETA, Enumerate, Optimizer, Phase
 from unigen.routines import maximum_likelihood
 
 pytestmark = pytest.mark.usefixtures("interpreted", "in_double")
@@ -173,6 +174,34 @@ def test_random_numbers_that_come_again_are_refused(mean: Mean, engine: str) -> 
 @pytest.mark.parametrize("mean", ONCE.values(), ids=list(ONCE))
 def test_streams_that_are_set_where_nothing_is_drawn(mean: Mean, engine: str) -> None:
     assert steps(engine, mean) == steps("eager", mean)
+
+
+class Mixture(nn.Module):
+    """z ~ one of three, x ~ N(the mean of z, of which some are dropped, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(x.new_ones(3)))
+            pyro.sample("x", dist.Normal(dropout(self.means)[z], 1.0).to_event(1), obs=x)
+
+
+def uniform(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Categorical(x.new_ones(3)))
+
+
+@pytest.mark.parametrize("engine", CAPTURING)
+def test_what_is_found_out_of_a_batch_of_another_size_draws_nothing(engine: str) -> None:
+    pair, phases = Pair(Mixture(), uniform), (Phase(elbo, Enumerate(), THETA),) * 2
+    for rows in (4, 2):
+        values = engine_named(engine).advance(
+            phases, pair, optimizers_for(phases, pair, Optimizer()), [[X.expand(rows, 1)]]
+        )
+        assert values.isfinite().all()
 
 
 def dropped(model: Model, x: Tensor) -> Tensor:

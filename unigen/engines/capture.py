@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unigen.engines import eager
 from unigen.engines.lowering import check_lowers
-from unigen.engines.pure import check_hooks
+from unigen.engines.pure import check_hooks, enumerate_first
 from unigen.engines.recorder import capture
 from unigen.engines.tape import Tape, alike
 from unigen.pair import Pair, PairError, Unsupported
@@ -91,6 +91,7 @@ def capture_phase(
     """
     stored = buffers(pair)
     floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
+    enumerate_first(phase, pair, data)
     try:
         return _capture(phase, pair, data, chains, stored)
     except Unsupported:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from unigen.engines.checks import check_once, check_optimizers, check_rates
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
-from unigen.engines.pure import capture, chains_of, gradient
+from unigen.engines.pure import capture, chains_of, enumerate_first, gradient
 from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
@@ -66,6 +66,7 @@ class _Phase:
         self.names = [name for name, value in data.items() if isinstance(value, Tensor)]
         self.fixed = {name: value for name, value in data.items() if not isinstance(value, Tensor)}
         self.chains = chains_of(phase, pair, data)
+        enumerate_first(phase, pair, self.fixed | {name: data[name] for name in self.names})
         device = next(
             (tensor.device for tensor in (*tensors.state, *data.values()) if isinstance(tensor, Tensor)), None
         )

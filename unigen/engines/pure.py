@@ -26,15 +26,15 @@ from unigen.engines import eager
 from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
 from unigen.engines.places import Places
-from unigen.engines.programs import Programs, reason_of, swapped
+from unigen.engines.programs import Programs, enumerate_sites, reason_of, swapped
 from unigen.engines.selections import Selections, without_masks
 from unigen.engines.surroundings import OneStream, kept_in_torch
 from unigen.engines.tape import DRAWS
 from unigen.pair import Pair, PairError, Unsupported
-from unigen.phases import Chain, Phase
+from unigen.phases import Chain, Enumerate, Phase
 from unigen.streams import own_of_python
 
-__all__ = ["capture", "chains_of", "gradient", "unvalidated"]
+__all__ = ["capture", "chains_of", "enumerate_first", "gradient", "unvalidated"]
 
 
 @contextlib.contextmanager
@@ -58,6 +58,12 @@ def chains_of(phase: Phase, pair: Pair, data: Mapping[str, Any]) -> list[str]:
             moved = Programs(pair).moved_by(expectation.kernel, data)
             pair.chains.setdefault(str(expectation), data[moved].detach().clone())
     return found
+
+
+def enumerate_first(phase: Phase, pair: Pair, data: Mapping[str, Any]) -> None:
+    """Find the values that a phase enumerates before it is captured: from real data, and random numbers that it draws aside."""
+    if any(isinstance(expectation, Enumerate) for expectation in phase.expectations()):
+        enumerate_sites(Programs(pair), data)
 
 
 def gradient(

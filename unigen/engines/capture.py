@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from unigen.engines import eager
+from unigen.engines.checks import check_dense, check_kept
+from unigen.engines.holdings import Holdings
 from unigen.engines.lowering import check_lowers
 from unigen.engines.pure import check_hooks, enumerate_first
 from unigen.engines.recorder import capture
@@ -89,6 +91,7 @@ def capture_phase(
     A program that looks at the numbers in a buffer, as an inverse autoregressive flow goes through its permutation, is
     captured with the buffers of whole numbers as constants, or else with all; where one changes, the climb is ``stale``.
     """
+    check_dense(pair)
     stored = buffers(pair)
     floating = {name: buffer for name, buffer in stored.items() if buffer.is_floating_point()}
     enumerate_first(phase, pair, data)
@@ -129,15 +132,13 @@ def _capture(
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.callback(setattr, pair, "chains", pair.chains)
-        written = {**buffers(pair), **weights} if phase.solve else buffers(pair)
-        stack.callback(_restore, written, {name: tensor.detach().clone() for name, tensor in written.items()})
+        held = Holdings(pair)
+        stack.callback(held.put_back, flags=False)  # what turns by itself is told by ``settled``
         pair.chains = dict(chains)
         fixed = [*tensors, *(() if phase.solve else weights)]
         tape = capture(run, inputs, fixed)
+        check_kept(held)
     check_lowers(tape)
-    for name, tensor in {**parameters(pair), **buffers(pair)}.items():
-        if inputs.get(name, tensor) is not tensor:
-            raise PairError(f"the phase '{phase}' puts a new tensor in the place of '{name}'; write into it with copy_")
     mine = [f"buffer.{group}." for group in phase.move] + [f"{group}." for group in phase.move if phase.solve]
     kept = tuple(name for name in tape.written if name.startswith(tuple(mine)))
     projection = None if phase.project is None else _capture_projection(phase, [weights[name] for name in moved], moved)
@@ -156,9 +157,3 @@ def _capture_projection(phase: Phase, weights: list[Tensor], moved: list[str]) -
     tape = capture(project, dict(zip(moved, copies, strict=True)))
     check_lowers(tape)
     return tape
-
-
-@torch.no_grad()
-def _restore(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(before[name])

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from unigen.datachecks import DataError
+from unigen.engines.holdings import Holdings
 from unigen.engines.jumps import jumps
 from unigen.engines.probes import (
     check_data_first,
@@ -28,32 +29,45 @@ from unigen.engines.probes import (
 )
 from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
+from unigen.engines.tape import EAGERLY
 from unigen.failures import out_of_memory
 from unigen.names import nearest
 from unigen.objectives import log_evidence
-from unigen.pair import Pair, PairError, nothing
+from unigen.pair import Pair, PairError, Unsupported, nothing
 from unigen.phases import PHI, PSI, THETA, Enumerate, Phase, Routine, ScoreFunction, Sleep, Tilted, Wake, name_of
 
-__all__ = ["check", "check_observed", "check_once", "check_optimizers", "check_rates", "check_routine"]
+__all__ = [
+    "check",
+    "check_dense",
+    "check_kept",
+    "check_observed",
+    "check_once",
+    "check_optimizers",
+    "check_rates",
+    "check_routine",
+]
 
 
 def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
-    """Try every phase on ``x`` without a step; parameters, buffers, chains and random streams stay as they are.
+    """Try every phase on ``x`` without a step; parameters, buffers, chains and random streams stay as they are, but for what a
+    first call sets up, such as the weights of a lazy layer.
 
     Raises ``PairError`` (a ``ValueError``) with the phase and the reason: a group without parameters, a site that has no
     density, no reparameterization, no value or no per-datum shape, a network that psi lacks, a phase without gradient, a
-    parameter that no phase gives one; ``DataError`` for data that are empty or not finite.
+    parameter that no phase gives one, a buffer that is replaced; ``DataError`` for data that are empty or not finite.
     """
     routine = check_routine(routine)
     data = pair.bind(x)
     _check_data(data)
     devices = {value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda}
-    buffers = pair.group_buffers("theta", "phi", "psi")
-    before = [buffer.clone() for buffer in buffers]
+    kept = held = Holdings(pair)
     try:
         with torch.random.fork_rng(devices=list(devices)):
             with _refusals(pair, data, "the pair"):
                 _check_sites(pair, data)
+            if held.set_up():
+                held = Holdings(pair)
+                pair.refresh()
             reached: set[int] = set()
             for number, phase in enumerate(routine, 1):
                 with _refusals(pair, data, f"phase {number} ({phase})", f"phase '{number} {phase}'"):
@@ -63,7 +77,8 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
                     break
                 for phase in routine:
                     reached |= _gradients(phase, pair, x)
-            _check_shared(pair, buffers, before)
+            check_kept(held)
+            _check_shared(pair, held)
             missing = _unreached(routine, pair, reached)
             given = [name for name in pair.optional if data.get(name) is not None]
             if missing and given:
@@ -87,20 +102,34 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
             for sentence in (mixed, jumping):
                 if sentence:
                     warnings.warn(sentence, stacklevel=2)
+        kept = held
     finally:
-        with torch.no_grad():
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
+        kept.put_back()
+        if kept is not held:
+            pair.refresh()
 
 
-def _check_shared(pair: Pair, buffers: list[Tensor], before: list[Tensor]) -> None:
+def check_kept(held: Holdings) -> None:
+    """Refuse programs that put another tensor in the place of one that the pair holds: no phase would know whose it is."""
+    path = held.replaced()
+    if path:
+        raise PairError(f"'{path}' is replaced by a new tensor at each call; write into it in place, with copy_")
+
+
+def check_dense(pair: Pair) -> None:
+    """Refuse a pair that holds a sparse tensor, such as an adjacency matrix in a buffer, where a program is captured."""
+    for path, tensor in (*pair.named_parameters(), *pair.named_buffers()):
+        if tensor.layout is not torch.strided:
+            raise Unsupported(f"'{path}' is a {str(tensor.layout).removeprefix('torch.')} tensor; {EAGERLY}")
+
+
+def _check_shared(pair: Pair, held: Holdings) -> None:
     """Refuse a buffer of two groups that the programs have written to: a phase that moves one of them leaves the other's."""
-    changed = {id(own) for own, old in zip(buffers, before, strict=True) if not torch.equal(own, old)}
     owner: dict[int, str] = {}
     for group in ("theta", "phi", "psi"):
         for buffer in pair.group_buffers(group):
             other = owner.setdefault(id(buffer), group)
-            if other != group and id(buffer) in changed:
+            if other != group and held.written(buffer):
                 raise PairError(
                     f"a buffer of shape {tuple(buffer.shape)} belongs to both {other} and {group} and is written to, as the "
                     "running mean of a shared batch norm; give each program a layer of its own"

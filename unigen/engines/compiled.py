@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from unigen.engines.checks import check_once, check_optimizers, check_rates
+from unigen.engines.checks import check_dense, check_once, check_optimizers, check_rates
 from unigen.engines.eager import finite_parameters
 from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, enumerate_first, gradient
@@ -83,6 +83,7 @@ class _Phase:
 
     def _captured(self, arguments: list[Tensor], read: list[Tensor]) -> torch.fx.GraphModule:
         """Return the graph; of a program that looks at the numbers in a buffer with some as constants (``capture_phase``)."""
+        check_dense(self.pair)
         try:
             return capture(self._run, arguments, "compiled", read=read)
         except Unsupported:

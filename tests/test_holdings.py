@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -11,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from unigen.engines import engine_named
+from unigen import fit
+from unigen.checkpoints import CheckpointError
+from unigen.engines import eager, engine_named
 from unigen.engines.capture import capture_phase
 from unigen.engines.checks import check
+from unigen.evaluate import log_likelihood
+from unigen.objectives import elbo
 from unigen.pair import Pair, PairError, Unsupported
+from unigen.phases import PHI, THETA, Phase, Wake
 from unigen.routines import vae
 
 ENGINES = ["eager", "compiled", "xla"]
@@ -194,3 +200,57 @@ def test_weights_that_a_program_projects_are_left_by_a_check_and_a_capture(last:
     with pytest.raises(Unsupported, match="writes in place to 'theta"):
         engine_named("xla").advance(vae, pair, optimizers_of(pair), [[X]])
     assert unchanged(pair, before)
+
+
+# -- sparse tensors ----------------------------------------------------------------------------------------------------
+
+
+def neighbours(model: nn.Module, loc: Tensor) -> Tensor:
+    return (model.graph @ loc.reshape(-1, 3).T).T.reshape(loc.shape)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_a_sparse_buffer_trains_by_eager_and_is_refused_by_the_others(layout: str) -> None:
+    graph = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    routine = (Phase(elbo, Wake(), THETA), Phase(elbo, Wake(), PHI))
+    ends = []
+    for own in (graph, getattr(graph, layout)()):
+        pair = pair_of(neighbours, graph=own)
+        state, history = fit(X, routine, pair, steps=3, average=0.9, progress=False)
+        ends.append((history.values, log_likelihood(state.pair, X, particles=5).value))
+    assert torch.allclose(torch.tensor(ends[0][0]), torch.tensor(ends[1][0])) and ends[0][1] == pytest.approx(
+        ends[1][1]
+    )
+    for engine in ("compiled", "xla"):
+        with pytest.raises(Unsupported, match=r"'model.graph' is a sparse_\w+ tensor; use engine='eager'"):
+            engine_named(engine).advance(routine, pair, optimizers_of(pair), [[X]])
+
+
+def test_a_sparse_buffer_is_left_out_of_checkpoints_where_it_is_derived(tmp_path: Path) -> None:
+    pair = pair_of(neighbours, graph=torch.eye(3).to_sparse())
+    with pytest.raises(CheckpointError, match=r"model.graph is a torch.sparse_coo tensor; .* with persistent=False"):
+        fit(X, vae, pair, steps=2, checkpoints=tmp_path / "refused", progress=False)
+    pair.model.register_buffer("graph", pair.model.graph, persistent=False)
+    state, _ = fit(X, vae, pair, steps=2, checkpoints=tmp_path / "written", progress=False)
+    again, _ = fit(X, vae, pair, steps=2, checkpoints=tmp_path / "written", progress=False)
+    assert state.step == again.step == 2
+
+
+def sparse(_: nn.Module, loc: Tensor) -> Tensor:
+    return torch.sparse.mm(torch.eye(3).to_sparse(), loc.reshape(-1, 3).T).T.reshape(loc.shape)
+
+
+def nested(_: nn.Module, loc: Tensor) -> Tensor:
+    return loc + torch.nested.nested_tensor([loc[0], loc[1]]).to_padded_tensor(0.0).sum()
+
+
+@pytest.mark.parametrize(("last", "kind"), [(sparse, "sparse_coo"), (nested, "nested")])
+@pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors", "ignore:site 'x' of the model has another density"
+)
+def test_xla_refuses_what_is_not_dense(last: Callable[..., Tensor], kind: str) -> None:
+    pair = pair_of(last)
+    eager.advance(vae, pair, optimizers_of(pair), [[X]])
+    with pytest.raises(Unsupported, match=f"test_holdings.* is a {kind} tensor, where .*; use engine="):
+        engine_named("xla").advance(vae, pair, optimizers_of(pair), [[X]])

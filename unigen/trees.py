@@ -67,7 +67,8 @@ def _join(name: str, key: str) -> str:
 
 def _put(tensor: Tensor, tensors: dict[str, Tensor], at: str, name: str, buffer: bool) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise TreeError(f"{at} is a {tensor.layout} tensor; a checkpoint holds dense ones")
+        derived = "; register a buffer that is derived with persistent=False" if buffer else ""
+        raise TreeError(f"{at} is a {tensor.layout} tensor; a checkpoint holds dense ones{derived}")
     copy = tensor.detach().to("cpu", copy=True).contiguous()
     if bad := unfit(copy, buffer):
         what = "NaN" if buffer else "not finite"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unigen.engines.operations import find, functional_name
@@ -38,6 +39,15 @@ class _Seen:
     view: tuple[str, tuple[Any, ...], dict[str, Any], int] | None = None
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _not_dense(tensor: Tensor, what: str) -> Unsupported:
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    return Unsupported(f"{what} is a {kind} tensor, where the xla engine has dense ones alone; {ELSEWHERE}")
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
 
@@ -65,6 +75,8 @@ class Memory:
         self.first: dict[str, int] = {}
         for name, tensor in inputs.items():
             if id(tensor) not in self.seen:
+                if not _is_dense(tensor):
+                    raise _not_dense(tensor, f"'{name}'")
                 self.new(tensor, _Store(tensor.untyped_storage(), f"'{name}'", own=name not in fixed))
             self.inputs[name] = self.seen[id(tensor)]
             self.first[name] = self.inputs[name].value
@@ -76,6 +88,8 @@ class Memory:
 
     def new(self, tensor: Tensor, store: _Store | None = None) -> _Seen:
         """Take a tensor that an operation made, in memory of its own."""
+        if not _is_dense(tensor):
+            raise _not_dense(tensor, f"a result of {self.places.here()}")
         store = store or _Store(tensor.untyped_storage(), "")
         seen = _Seen(tensor, store, self.number(tensor), store.version)
         self.seen[id(tensor)] = seen
@@ -84,6 +98,8 @@ class Memory:
 
     def constant(self, tensor: Tensor, own: bool = False) -> _Seen:
         """Take a tensor that no operation of the run made for a constant."""
+        if not _is_dense(tensor):
+            raise _not_dense(tensor, f"a tensor that {self.places.here()} reads")
         known = self.stores.get(_storage(tensor))
         if known is not None and tensor.numel():
             store, root = known
@@ -178,4 +194,6 @@ class Memory:
 
 def shares(one: Any, other: Tensor) -> bool:
     """Whether two tensors lie in the same memory; False where ``one`` is none."""
-    return isinstance(one, Tensor) and one.numel() > 0 and _storage(one) == _storage(other)
+    if not isinstance(one, Tensor) or not _is_dense(one) or not _is_dense(other):
+        return False
+    return one.numel() > 0 and _storage(one) == _storage(other)

@@ -17,6 +17,7 @@ from unigen.checkpoints import CheckpointError
 from unigen.engines import eager, engine_named
 from unigen.engines.capture import capture_phase
 from unigen.engines.checks import check
+from unigen.engines.programs import LONGEST_REASON, reason_of
 from unigen.evaluate import log_likelihood
 from unigen.objectives import elbo
 from unigen.pair import Pair, PairError, Unsupported
@@ -254,3 +255,29 @@ def test_xla_refuses_what_is_not_dense(last: Callable[..., Tensor], kind: str) -
     eager.advance(vae, pair, optimizers_of(pair), [[X]])
     with pytest.raises(Unsupported, match=f"test_holdings.* is a {kind} tensor, where .*; use engine="):
         engine_named("xla").advance(vae, pair, optimizers_of(pair), [[X]])
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the density of site 'x'")
+def test_embeddings_are_refused_in_a_sentence() -> None:
+    pair = pair_of(Embedded(sparse=True))
+    with pytest.raises(
+        PairError, match=r"the gradient of theta last.table.weight is a sparse tensor; .*without sparse"
+    ):
+        check(vae, pair, X)
+    pair = pair_of(Embedded(scale_grad_by_freq=True))
+    with pytest.raises(
+        Unsupported, match="the xla engine has no embedding whose gradient is scaled by frequency, which"
+    ):
+        engine_named("xla").advance(vae, pair, optimizers_of(pair), [[X]])
+
+
+def test_a_long_reason_is_its_first_sentence() -> None:
+    assert reason_of(ValueError("one. two\nthree")) == "one. two"
+    assert reason_of(ValueError("one. " + "backend, " * 500)) == "one"
+    assert len(reason_of(ValueError("backend, " * 500))) == LONGEST_REASON
+    with pytest.raises(NotImplementedError) as caught:
+        torch.equal(torch.eye(2).to_sparse(), torch.eye(2).to_sparse())
+    assert reason_of(caught.value) == "Could not run 'aten::equal' with arguments from the 'SparseCPU' backend"

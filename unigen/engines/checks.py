@@ -338,6 +338,8 @@ def _gradients(phase: Phase, pair: Pair, x: Any) -> set[int]:
         gradients,
         strict=True,
     ):
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise PairError(f"the gradient of {name} is a sparse tensor; make its layer without sparse=True")
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise PairError(f"the gradient of {name} is not finite; rescale the data, or start from smaller weights")
     reached = {id(parameter) for parameter, gradient in zip(moved, gradients, strict=True) if gradient is not None}

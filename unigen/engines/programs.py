@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 MOST_JOINT_VALUES = 2**16
+LONGEST_REASON = 400  # characters; torch's list of backends is thousands long
 _SAME_VALUES = (Bernoulli, Categorical, OneHotCategorical)  # whatever their parameters
 # what a program of a user's raises for its own mistakes
 RAISED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
@@ -189,8 +190,11 @@ def in_evaluation_mode(pair: Pair) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """Return the first line of what an error says, of a very long one the first sentence, or its kind."""
+    line = str(error).strip().split("\n")[0]
+    if len(line) > LONGEST_REASON:
+        line = line.split(". ")[0][:LONGEST_REASON]
+    return line or type(error).__name__
 
 
 def device_of(data: Mapping[str, Any]) -> torch.device:

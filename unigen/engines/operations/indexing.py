@@ -51,7 +51,7 @@ def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False, unsa
         before = next(i for i, index in enumerate(indices) if index is not None)
         trailing = x.ndim - before - mask.ndim
         if any(size > 1 for size in values.shape[: max(values.ndim - trailing, 0)]):
-            raise NotImplementedError("a write of several values at a mask, of which each takes its own")
+            raise NotImplementedError("write of several values at a mask, of which each takes its own")
         values = values.reshape(values.shape[max(values.ndim - trailing, 0) :])
         mask = mask.reshape((1,) * before + mask.shape + (1,) * trailing)
         return jnp.where(mask, x + values if accumulate else values, x).astype(x.dtype)
@@ -147,7 +147,7 @@ def _embedding(weight: Any, index: Any, *_: Any) -> Any:
 @operation("embedding_dense_backward")
 def _embedding_backward(grad: Any, index: Any, rows: int, padding: int, by_frequency: bool) -> Any:
     if by_frequency:
-        raise NotImplementedError("an embedding whose gradient is scaled by frequency")
+        raise NotImplementedError("embedding whose gradient is scaled by frequency")
     if padding >= 0:
         grad = jnp.where((index == padding)[..., None], 0, grad)
     return jnp.zeros((rows, grad.shape[-1]), grad.dtype).at[index].add(grad, mode="drop")

@@ -247,7 +247,7 @@ def _write_view(whole: Any, value: Any, name: str, arguments: Any, named: Any, i
         return value.reshape(whole.shape)
     entry = find(name)
     if entry is None:
-        raise NotImplementedError(f"no entry for the view {name}")
+        raise NotImplementedError(f"entry for the view {name}")
 
     def view(flat: Any) -> Any:
         result = entry.function(jnp.asarray(flat), *arguments, **dict(named))

@@ -179,7 +179,7 @@ def capture(
         def known(tensor: Tensor) -> bool:
             return not isinstance(tensor, FakeTensor)
 
-        indices = Indices(lambda index: known(index) or index.constant is not None)
+        indices = Indices(lambda index: not isinstance(index, FakeTensor) or index.constant is not None)
         with indices, Selections(known), kept_in_torch(known), OneStream(Places().here), _Outside(read):
             with _Constants(constants) if constants else contextlib.nullcontext():
                 with Assertions() as assertions, own_of_python() as drawn:

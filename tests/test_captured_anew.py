@@ -247,6 +247,10 @@ def test_a_number_of_python_that_a_callback_changes_is_the_number_of_eager(objec
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
+def one() -> Tensor:
+    return torch.tensor(1.0, dtype=torch.float64)
+
+
 class Remembering(Guide):
     calls = 0
 
@@ -355,6 +359,34 @@ def test_two_arguments_of_one_tensor_may_differ_in_the_next_batch(engine: str) -
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
+class Selecting(Model):
+    """A model that picks columns by a mask that is a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = torch.zeros(2, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> None:
+        w = torch.ones(2, dtype=x.dtype)
+        w[self.mask] = 0.5
+        with poutine.scale(scale=w.sum()):
+            super().forward(x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_a_mask_that_is_a_plain_attribute_may_change_in_place(engine: str) -> None:
+    ends = []
+    for name in ("eager", engine):
+        pair = Pair(Selecting(), copy.deepcopy(GUIDE)).double()
+        pair.guide.plain = one()
+        optimizers = optimizers_for(JOINT, pair, Optimizer("SGD", 0.01))
+        for _ in range(2):
+            fit(DATA, JOINT, pair, optimizers, steps=1, engine=name, progress=False)
+            pair.model.mask.fill_(True)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
 class Denoising(nn.Module):
     """The clean x given a noisy one."""
 
@@ -411,6 +443,9 @@ def test_a_program_that_is_captured_time_and_again_is_told_why(engine: str) -> N
 
 def joint(draw: Draw) -> Tensor:
     return draw.log_p
+
+
+JOINT = (Phase(joint, Wake(), PHI),)
 
 
 @pytest.mark.parametrize("engine", ["compiled", "xla"])

@@ -113,7 +113,7 @@ class Memory:
             return seen
         seen = self.new(tensor, _Store(tensor.untyped_storage(), "a tensor that is no buffer of the pair", own=own))
         if not own:
-            self.outside.append((tensor.detach(), tensor._version))
+            self.outside.append((tensor, tensor._version))  # itself: here a detached one counts its own writes
         # what was made for the run may be written to: a copy
         self.constants[seen.value] = tensor.detach().clone() if own else tensor.detach()
         self.static.add(seen.value)

@@ -317,6 +317,24 @@ class OfNumpy(Model):
         super().forward(x * float(numpy.random.uniform() < 2))  # noqa: NPY002
 
 
+class Given(Model):
+    def forward(self, x: Tensor, settings: Any) -> None:
+        with poutine.scale(scale=settings.beta):
+            super().forward(x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("kind", [SimpleNamespace, Weighted])
+def test_an_object_that_is_given_as_data_is_refused(kind: type, engine: str) -> None:
+    settings = kind()
+    settings.beta = 0.5
+    pair = Pair(Given(), Guide()).double()
+    with pytest.raises(
+        PairError, match=f"data 'settings' is an object, of {kind.__name__}, in which numbers may change"
+    ):
+        fit({"x": DATA, "settings": settings}, ROUTINE, pair, steps=1, engine=engine, progress=False)
+
+
 @pytest.mark.parametrize("engine", ["compiled", "xla"])
 @pytest.mark.parametrize(
     ("model", "words"),

@@ -297,9 +297,18 @@ def _on_copies_of_buffers(pair: Pair, which: str) -> Callable[..., Any]:
 
 
 def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what a captured program depends on: shape, dtype and device of each tensor, the value of everything else."""
+    """Return what a captured program depends on: shape, dtype and device of each tensor, the value of everything else.
+
+    Raises ``PairError`` for an object, in which anything may change unseen.
+    """
+    for name, value in data.items():
+        if not isinstance(value, Tensor) and type(value).__hash__ in (None, object.__hash__):
+            raise PairError(
+                f"data {name!r} is an object, of {type(value).__name__}, in which numbers may change unseen; give what the "
+                "programs read of it as tensors or numbers, each an argument of its own"
+            )
     return tuple(
-        (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, value)
+        (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, type(value), value)
         for name, value in data.items()
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import re
 import warnings
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -247,8 +249,65 @@ def test_a_number_of_python_that_a_callback_changes_is_the_number_of_eager(objec
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
+class Slotted:
+    __slots__ = ("beta",)
+
+    def __init__(self) -> None:
+        self.beta = 1.0
+
+
 def one() -> Tensor:
     return torch.tensor(1.0, dtype=torch.float64)
+
+
+# how something is made, how a program reads a number there, and how another is put there
+Held = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any, float], Any]]
+HELD: dict[str, Held] = {
+    "dict in a dict": (lambda: {"kl": {"beta": 1.0}}, lambda h: h["kl"]["beta"], lambda h, b: h["kl"].update(beta=b)),
+    "list in a list": (lambda: [[1.0]], lambda h: h[0][0], lambda h, b: h[0].insert(0, b)),
+    "long dict": (lambda: dict.fromkeys(range(100), 1.0), lambda h: h[70], lambda h, b: h.update({70: b})),
+    "deque": (lambda: deque([1.0]), lambda h: h[0], lambda h, b: h.appendleft(b)),
+    "UserDict": (lambda: UserDict(beta=1.0), lambda h: h["beta"], lambda h, b: h.update(beta=b)),
+    "slots": (Slotted, lambda h: h.beta, lambda h, b: setattr(h, "beta", b)),
+    "getattr": (
+        lambda: SimpleNamespace(beta=1.0),
+        lambda h: getattr(h, "beta"),  # noqa: B009
+        lambda h, b: setattr(h, "beta", b),
+    ),
+    "vars": (lambda: SimpleNamespace(beta=1.0), lambda h: vars(h)["beta"], lambda h, b: setattr(h, "beta", b)),
+    "function": (lambda: lambda: None, lambda h: h.beta, lambda h, b: setattr(h, "beta", b)),
+    "tensor in a dict": (lambda: {"beta": one()}, lambda h: h["beta"], lambda h, b: h.update(beta=one() * b)),
+    "data of a tensor": (one, lambda h: h, lambda h, b: setattr(h, "data", one() * b)),
+    "long array": (lambda: numpy.ones(100), lambda h: torch.from_numpy(h)[70], lambda h, b: h.fill(b)),
+    "longer array": (lambda: numpy.ones(70000), lambda h: torch.from_numpy(h)[70], lambda h, b: h.fill(b)),
+}
+
+
+class Holding:
+    """An objective that reads a number somewhere."""
+
+    def __init__(self, make: Callable[[], Any], read: Callable[[Any], Any]) -> None:
+        self.held, self.read = make(), read
+
+    def __call__(self, draw: Draw) -> Tensor:
+        return aim(draw) * self.read(self.held)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("held", HELD)
+def test_a_number_is_found_wherever_it_is_held(held: str, engine: str) -> None:
+    make, read, put = HELD[held]
+    ends = []
+    for name in ("eager", engine):
+        pair, objective = filled(), Holding(make, read)
+        put(objective.held, 1.0)
+        routine = (Phase(objective, Wake(), PHI),)
+        optimizers = optimizers_for(routine, pair, Optimizer("SGD", 0.01))
+        for beta in (1.0, 0.5, 1.0):
+            put(objective.held, beta)
+            fit(DATA, routine, pair, optimizers, steps=1, engine=name, progress=False)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
 class Remembering(Guide):
@@ -303,6 +362,31 @@ class Keeping(Model):
             super().forward(x)
 
 
+class Averaging(Guide):
+    """A guide with a running mean that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> None:
+        self.mean = 0.9 * self.mean + 0.1 * self.net(x).detach().mean(0)
+        super().forward(x - self.mean)
+
+
+class Last(Guide):
+    """A guide that remembers its last output in a dict, from call to call the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> None:
+        before = self.outputs.get("last", torch.zeros(8, 1))
+        self.outputs["last"] = self.net(x).detach()
+        super().forward(x - before)
+
+
 class OfPython(Model):
     """A model that asks Python for random numbers."""
 
@@ -315,6 +399,62 @@ class OfNumpy(Model):
 
     def forward(self, x: Tensor) -> None:
         super().forward(x * float(numpy.random.uniform() < 2))  # noqa: NPY002
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+@pytest.mark.parametrize("guide", [Averaging, Last])
+def test_a_program_that_keeps_a_tensor_is_refused_and_left_as_it_was(guide: type[Guide], engine: str) -> None:
+    pair = Pair(Model(), guide())
+    pair.guide.drop.eval()
+    pair.guide.plain = torch.tensor(1.0)
+    x = DATA.float()
+    fit(x, ROUTINE, pair, steps=1, progress=False)
+    kept = dict(vars(pair.guide)), dict(getattr(pair.guide, "outputs", {}))
+    with pytest.raises(Unsupported, match="'(mean|outputs)' changes by a call of the program.*copy_"):
+        fit(x, ROUTINE, pair, steps=1, engine=engine, progress=False)
+    assert all(vars(pair.guide)[name] is value for name, value in kept[0].items())
+    assert all(pair.guide.outputs[name] is value for name, value in kept[1].items())
+
+
+class Shown(Guide):
+    """A guide that keeps what it computes for a plot, and results that it needs again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[Tensor] = []
+        self.masks: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> None:
+        if len(x) not in self.masks:
+            self.masks[len(x)] = torch.ones(len(x), 1, dtype=x.dtype)
+        out = self.net(x).detach()
+        self.shown = out
+        self.history.append(out)
+        super().forward(x * self.masks[len(x)])
+
+
+@pytest.mark.parametrize("engine", ["compiled", "xla"])
+def test_what_a_program_keeps_to_be_shown_is_none_of_the_capture(engine: str) -> None:
+    ends = []
+    for name in ("eager", engine):
+        guide = Shown()
+        for parameter in guide.parameters():
+            nn.init.constant_(parameter, 0.3)
+        pair = Pair(Model(), guide).double()
+        pair.guide.drop.eval()
+        optimizers = optimizers_for(ROUTINE, pair, Optimizer("SGD", 0.01))
+        seen: list[float] = []
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for x in (DATA, DATA[:5], DATA):
+                show = [lambda state, history, seen=seen, guide=guide: seen.append(guide.shown.sum().item())]
+                fit(x, ROUTINE, pair, optimizers, steps=2, engine=name, progress=False, callbacks=show)
+        ends.append([parameter.detach() for parameter in pair.guide.parameters()])
+        assert all(type(part) is Tensor for part in (*guide.history, *guide.masks.values())) and seen
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+    sentences = [str(each.message) for each in told if "runs only when it is captured" in str(each.message)]
+    named = [name for sentence in sentences for name in re.findall(r"'(\w+)',", sentence)]
+    assert sorted(named) == ["history", "masks", "shown"]  # each once
 
 
 class Given(Model):

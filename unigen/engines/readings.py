@@ -2,9 +2,9 @@
 
 A captured program runs none of the Python that made it, so a number that came from a global, a closure or an attribute is
 a constant of it. ``Pair.signature`` tells of the pair's modules. Here the code of objectives and programs tells which names
-it reads, and what stands there is looked up before each call: numbers and strings by value, short lists, dicts and arrays of
-them by their contents, everything else by identity. The code of libraries is taken to have constants alone, and what the code
-itself writes (``self.last = z``) is its own affair.
+it reads, and what stands there is looked up before each call: numbers and strings by value, lists, dicts and arrays by their
+contents, however nested, everything else by identity. The code of libraries is taken to have constants alone. What the code
+itself writes (``self.last = z``) must not count for what it computes next, and is put back after a capture.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import dis
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeVar
 
-import numpy
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from unigen.engines.kept import PLAIN, Kept, Place, contents, items_of, look, parts_of
+from unigen.engines.programs import RAISED
 from unigen.engines.tape import EAGERLY
 from unigen.pair import HOOKS, Pair, Unsupported
 from unigen.phases import Phase
@@ -30,8 +32,7 @@ from unigen.phases import Phase
 __all__ = ["mode_of", "settled"]
 
 FRAMEWORKS = {"torch", "torchvision", "pyro", "numpyro", "jax", "numpy", "unigen"}
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-MOST_ITEMS, MOST_OBJECTS = 64, 4096  # a longer list or dict is data
+MOST_ITEMS, MOST_OBJECTS = 64, 4096  # in a longer list or dict are no objects with settings
 Captured = TypeVar("Captured")
 MANY = 8  # captures of one routine, after which there will be more
 
@@ -53,17 +54,38 @@ def settled(
 ) -> Captured:
     """Return what ``capture`` gives; what changes meanwhile is changed by the programs themselves.
 
-    Where that is a number, as of a program that counts its calls, the capture is made once more: raises ``Unsupported``
-    where the two are not the ``same``, since a captured program counts nothing.
+    Where that is something they may read, as of a program that counts its calls or keeps a running mean, the capture is made
+    once more, from other numbers in the tensors that change: raises ``Unsupported`` where the two are not the ``same``, since a
+    captured program keeps nothing. Tensors that the capture has left in attributes and containers are taken out again, with a
+    warning for what the programs do not read.
     """
     readings: _Readings = pair.compiled["readings"][phases]
-    before = readings.plain()
-    found = capture()
-    counted = dict.fromkeys(name for name, value in readings.plain() if (name, value) not in before)
-    if counted and not same(found, capture()):
-        raise Unsupported(
-            f"{', '.join(map(repr, counted))} changes by a call of the program, and with it what the next one computes, where a "
-            f"captured program stays as it is; keep it in a buffer that changes in place, or {EAGERLY}"
+    walk = readings.walks[-1]
+    kept = Kept((*walk.places, *walk.own), walk.unread)
+    try:
+        found = capture()
+        changed = kept.changed()
+        if changed:
+            kept.put_others()
+            again = None
+            with suppress(*RAISED):  # what the first made is of no use to the second
+                again = capture()
+            if again is None or not same(found, again):
+                raise Unsupported(
+                    f"{', '.join(map(repr, changed))} changes by a call of the program, and with it what the next one computes, "
+                    "where a captured program stays as it is; keep it in a registered buffer and write into that in place, as by "
+                    f"copy_, or {EAGERLY}"
+                )
+    finally:
+        undone = kept.put_back()
+    told = pair.compiled.setdefault("told", {})
+    new = [name for name in dict.fromkeys(undone) if name not in told]
+    if new:
+        told.update(dict.fromkeys(new))
+        warnings.warn(
+            f"a program runs only when it is captured, so {', '.join(map(repr, new))}, which it writes, is not kept up to date; "
+            f"to look at it between steps, {EAGERLY}",
+            stacklevel=6,
         )
     readings.after = readings.read()
     return found
@@ -80,13 +102,7 @@ class _Readings:
         self.number = 0
 
     def read(self) -> tuple[Any, ...]:
-        return (_outside(), self.pair.signature(), *(_look(holder, key) for _, holder, key in self.walks[-1].places))
-
-    def plain(self) -> list[tuple[str, Any]]:
-        """Return the numbers, strings and short lists of them, by name, those too that the programs write."""
-        walk = self.walks[-1]
-        looked = ((name, _look(holder, key)) for name, holder, key in (*walk.places, *walk.own))
-        return [(name, value) for name, value in looked if value[0] != "object"]
+        return (_outside(), self.pair.signature(), *(look(place.value()) for place in self.walks[-1].places))
 
     def mode(self) -> int:
         if not self.walks or self.read() != self.after:
@@ -94,7 +110,7 @@ class _Readings:
                 self.pair.refresh()
             self.walks.append(_Walk(self.phases, self.pair))
             self.after = self.read()
-            now = (tuple(name for name, _, _ in self.walks[-1].places), *self.after)
+            now = (tuple(place.name for place in self.walks[-1].places), *self.after)
             numbers = self.pair.compiled.setdefault("modes", {})
             self.number = numbers.setdefault(now, len(numbers))
             if now not in self.modes:
@@ -119,27 +135,6 @@ def _outside() -> tuple[Any, ...]:
     return *casts, *map(id, _PYRO_STACK)
 
 
-def _look(holder: Any, key: Any) -> Any:
-    """Return what stands in a place, in a form that can be compared."""
-    value = _contents(holder) if type(holder) is CellType else holder.get(key)
-    if isinstance(value, PLAIN):
-        return type(value), value
-    if isinstance(value, list | tuple | dict) and len(value) <= MOST_ITEMS:
-        items = tuple(value.items()) if isinstance(value, dict) else tuple(enumerate(value))
-        if all(isinstance(part, PLAIN) for item in items for part in item):
-            return type(value), items
-    if isinstance(value, numpy.ndarray) and value.size <= MOST_ITEMS:
-        return value.dtype, value.shape, value.tobytes()
-    return "object", id(value)
-
-
-def _contents(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
-
-
 @lru_cache(maxsize=4096)
 def _of_library(name: str | None) -> bool:
     root = (name or "").partition(".")[0]
@@ -153,9 +148,9 @@ def _classes(kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 class _Walk:
-    """All that the code of phases and programs reaches by the names that it reads: ``places`` are (name, holder, key).
+    """All that the code of phases and programs reaches by the names that it reads: ``places``.
 
-    ``own``: those that it writes itself.
+    ``own``: those that it writes too; ``unread``: those that it only writes.
     """
 
     def __init__(self, phases: tuple[Phase, ...], pair: Pair) -> None:
@@ -164,7 +159,8 @@ class _Walk:
         known = -1
         while known != len(self.attributes):  # one found late may be of an object that was seen early
             known = len(self.attributes)
-            self.places: list[tuple[str, Any, Any]] = []
+            self.places: list[Place] = []
+            self.unread: list[Place] = []
             self.seen: dict[int, Any] = {}
             self.waiting: list[Any] = [*_PYRO_STACK, pair.guide, pair.model, *pair.modules(), *phases]
             while self.waiting and len(self.seen) < MOST_OBJECTS:
@@ -172,8 +168,8 @@ class _Walk:
                 if not isinstance(value, (*PLAIN, Tensor)) and id(value) not in self.seen:
                     self.seen[id(value)] = value
                     self.waiting += self._parts(value)
-        self.own = [place for place in self.places if place[0] in self.written]
-        self.places = [place for place in self.places if place[0] not in self.written]
+        self.own = [place for place in self.places if place.name in self.written]
+        self.places = [place for place in self.places if place.name not in self.written]
 
     def _parts(self, value: Any) -> Iterator[Any]:
         """Yield what a value leads to, and note the places where it is found."""
@@ -187,9 +183,10 @@ class _Walk:
             yield value.__func__
         elif isinstance(value, property):
             yield value.fget
-        elif isinstance(value, list | tuple | dict):
+        elif items_of(type(value)) is not None:  # type: ignore[arg-type]
             if len(value) <= MOST_ITEMS:
-                yield from value.values() if isinstance(value, dict) else value
+                yield from parts_of(value)
+            yield from self._object(value)
         elif isinstance(value, ModuleType):
             if not _of_library(value.__name__):
                 yield from self._among(vars(value), self.attributes)
@@ -201,7 +198,7 @@ class _Walk:
 
     def _among(self, holder: Mapping[str, Any], names: set[str]) -> Iterator[Any]:
         for name in sorted(names.intersection(holder)):
-            self.places.append((name, holder, name))
+            self.places.append(Place(name, holder, name))
             yield holder[name]
 
     def _object(self, value: Any) -> Iterator[Any]:
@@ -211,9 +208,14 @@ class _Walk:
             for defined in _classes(type(value)):
                 yield from self._among(defined, self.attributes | {"forward", "__call__"})
                 known.update(defined)
+                slots = (name for name in self.attributes & set(defined) if type(defined[name]) is MemberDescriptorType)
+                for place in [Place(name, defined[name], value) for name in sorted(slots)]:
+                    self.places.append(place)
+                    yield place.value()
             for name in sorted(self.attributes & known):
-                self.places.append((name, own, name))  # it may be given one in the place of its class's
+                self.places.append(Place(name, own, name))  # it may be given one in the place of its class's
                 yield own.get(name)
+            self.unread += [Place(name, own, name) for name in sorted(self.written - self.attributes)]
         elif is_dataclass(value):  # a phase, or what one is made of
             yield from (getattr(value, field.name, None) for field in fields(value))
         if isinstance(value, nn.Module):
@@ -230,22 +232,25 @@ class _Walk:
         yield from (function.__defaults__ or ())
         yield from (function.__kwdefaults__ or {}).values()
         if _of_library(function.__module__):
-            yield from map(_contents, cells.values())
+            yield from map(contents, cells.values())
             return
-        self.places += [(name, cell, None) for name, cell in cells.items()]
-        yield from map(_contents, cells.values())
+        self.places += [Place(name, cell) for name, cell in cells.items()]
+        yield from map(contents, cells.values())
+        yield from self._among(vars(function), self.attributes)
         yield from self._among(function.__globals__, self._read_by(function.__code__))
 
     def _read_by(self, code: CodeType) -> set[str]:
-        """Return the globals that some code reads; note the attributes that it reads, and what it writes."""
+        """Return the globals that some code reads; note the attributes that it reads, by ``getattr`` too, and what it writes."""
         found: set[str] = set()
         for instruction in dis.get_instructions(code):
             name = instruction.argval
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
                 found.add(name)
             elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
                 self.attributes.add(name)
-            elif instruction.opname in ("STORE_GLOBAL", "STORE_ATTR", "STORE_DEREF"):
+            elif instruction.opname == "LOAD_CONST" and isinstance(name, str):  # as getattr(settings, "beta") reads it
+                self.attributes.add(name)
+            if instruction.opname in ("STORE_GLOBAL", "STORE_ATTR", "STORE_DEREF"):
                 self.written.add(name)
         for part in code.co_consts:
             if isinstance(part, CodeType):

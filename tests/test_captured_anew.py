@@ -920,7 +920,7 @@ def in_turn(pair: Pair, kind: Kind, train: Train) -> None:
 
 
 def slowed(pair: Pair, kind: Kind, train: Train) -> None:
-    lr = torch.tensor(0.03)
+    lr = torch.tensor(0.03, dtype=torch.float64)
     optimizer = kind(pair.guide.parameters(), lr=lr)
     for _ in range(3):
         train(OUTER, optimizer)

@@ -128,7 +128,7 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
         name = type(optimizer).__name__
         raise Unsupported(
             f"{name} has a tensor of fewer digits than its weights among its settings, and computes by them; the xla engine does "
-            f"not: give a float, or {ELSEWHERE}"
+            f"not: give a float or a tensor of the weights' dtype, or {ELSEWHERE}"
         )
     if hooked(optimizer):
         raise Unsupported(

@@ -250,11 +250,13 @@ def nested(_: nn.Module, loc: Tensor) -> Tensor:
 @pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors", "ignore:site 'x' of the model has another density"
 )
-def test_xla_refuses_what_is_not_dense(last: Callable[..., Tensor], kind: str) -> None:
+def test_what_is_not_dense_is_left_to_eager(last: Callable[..., Tensor], kind: str) -> None:
     pair = pair_of(last)
     eager.advance(vae, pair, optimizers_of(pair), [[X]])
-    with pytest.raises(Unsupported, match=f"test_holdings.* is a {kind} tensor, where .*; use engine="):
+    with pytest.raises(Unsupported, match=f"test_holdings.* is a {kind} tensor, where .*; use engine='eager'"):
         engine_named("xla").advance(vae, pair, optimizers_of(pair), [[X]])
+    with pytest.raises(Unsupported, match=f"engine 'compiled' .*{kind}.*; use engine='eager'"):
+        engine_named("compiled").advance(vae, pair, optimizers_of(pair), [[X]])
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------

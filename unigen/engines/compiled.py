@@ -25,7 +25,7 @@ from unigen.engines.pure import capture, chains_of, enumerate_first, gradient
 from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
 from unigen.engines.rules import Moments, moments_of, update
-from unigen.engines.tape import alike
+from unigen.engines.tape import EAGERLY, alike
 from unigen.pair import Pair, Unsupported
 from unigen.phases import Phase, Routine
 
@@ -76,7 +76,7 @@ class _Phase:
         self.counted: list[int] = []  # the places of their counts of updates among those of the optimizers
         self.looked: list[tuple[Tensor, int]] = []  # constants, and their versions
         read: list[Tensor] = []
-        self.graph = self._captured(self._arguments(tensors, data), read)
+        self.graph = _dense(self._captured(self._arguments(tensors, data), read))
         self.looked += [(tensor, tensor._version) for tensor in read]
         self.replayable = _stays(self.graph)
         self.function: Callable[..., list[Tensor]] | None = None  # compiled at the first step
@@ -258,6 +258,18 @@ class _Step:
         way = known[1] if known is not None and known[0] == where else compile_and_take
         self.replay = way if isinstance(way, Replay) else None
         return way
+
+
+def _dense(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return a graph; refuse sparse tensors in it, with which the compiler fails at the first step."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val", getattr(graph, str(node.target), None))
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            kind = str(value.layout).removeprefix("torch.")
+            raise Unsupported(
+                f"engine 'compiled' has dense tensors alone, and {node.target} is a {kind} one; {EAGERLY}"
+            )
+    return graph
 
 
 def _stays(graph: torch.fx.GraphModule) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unigen.engines.operations import find, functional_name
 from unigen.engines.places import Places
-from unigen.engines.tape import ELSEWHERE, Node, Ref, Shape, frozen
+from unigen.engines.tape import EAGERLY, ELSEWHERE, Node, Ref, Shape, frozen
 from unigen.pair import Unsupported
 
 __all__ = ["Memory", "shares"]
@@ -45,7 +45,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _not_dense(tensor: Tensor, what: str) -> Unsupported:
     kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-    return Unsupported(f"{what} is a {kind} tensor, where the xla engine has dense ones alone; {ELSEWHERE}")
+    return Unsupported(f"{what} is a {kind} tensor, where the xla engine has dense ones alone; {EAGERLY}")
 
 
 def _storage(tensor: Tensor) -> int:

@@ -120,9 +120,11 @@ class _Lift(Messenger):
                 f"site '{name}' has no density at its value: {' '.join(str(error).split())}; check the data for NaN and for "
                 "values outside of the support"
             ) from error
-        except NotImplementedError as error:
+        except RuntimeError as error:
             if msg["value"].dtype is torch.bool:  # torch has no arithmetic of it
                 raise DataError(f"data '{name}' is a bool tensor; give numbers, as by {name}.double()") from None
+            if not isinstance(error, NotImplementedError):
+                raise
             raise PairError(
                 f"site '{name}' ({family_of(fn)}) is implicit: it has no density to sample by ({str(error) or 'no log_prob'})"
             ) from None

@@ -27,7 +27,7 @@ from unigen.engines.probes import (
     check_values,
     mixed_rows,
 )
-from unigen.engines.programs import RAISED, Programs, reason_of, rows_of
+from unigen.engines.programs import RAISED, Programs, gpus_of, reason_of, rows_of
 from unigen.engines.sites import Site, base_of, check_angles, check_auxiliary, check_sampler, element_support, family_of
 from unigen.engines.tape import EAGERLY
 from unigen.failures import out_of_memory
@@ -44,6 +44,7 @@ __all__ = [
     "check_once",
     "check_optimizers",
     "check_rates",
+    "check_real",
     "check_routine",
 ]
 
@@ -59,10 +60,9 @@ def check(routine: Routine | Iterable[Phase], pair: Pair, x: Any) -> None:
     routine = check_routine(routine)
     data = pair.bind(x)
     _check_data(data)
-    devices = {value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda}
     kept = held = Holdings(pair)
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=gpus_of(data)):
             with _refusals(pair, data, "the pair"):
                 _check_sites(pair, data)
             if held.set_up():
@@ -146,14 +146,19 @@ def check_routine(routine: Any) -> Routine | tuple[Phase, ...]:
     return phases  # type: ignore[return-value]
 
 
+def check_real(name: str, value: Tensor) -> None:
+    """Refuse data that are no dense tensor of real numbers."""
+    if value.layout is not torch.strided or value.is_complex() or value.is_meta:
+        kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
+        raise DataError(f"data {name!r} is a {kind} tensor; give a dense tensor of real numbers")
+
+
 def _check_data(data: dict[str, Any]) -> None:
     """Refuse data that are no tensors, empty or not finite."""
     for name, value in data.items():
         if not isinstance(value, Tensor):
             continue
-        if value.layout is not torch.strided or value.is_complex() or value.is_meta:
-            kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
-            raise DataError(f"data {name!r} is a {kind} tensor; give a dense tensor of real numbers")
+        check_real(name, value)
         if value.numel() == 0:
             raise DataError(f"data {name!r} is an empty batch, of shape {tuple(value.shape)}; give at least one datum")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):

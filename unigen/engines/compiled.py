@@ -24,7 +24,7 @@ from unigen.engines.programs import shapes_of
 from unigen.engines.pure import capture, chains_of, enumerate_first, gradient
 from unigen.engines.readings import mode_of, settled
 from unigen.engines.replay import Replay, watched
-from unigen.engines.rules import Moments, moments_of, update
+from unigen.engines.rules import Moments, moments_of, set_rates, update
 from unigen.engines.tape import EAGERLY, alike
 from unigen.pair import Pair, Unsupported
 from unigen.phases import Phase, Routine
@@ -314,7 +314,6 @@ def advance(
     mode = mode_of(phases, pair)
     tensors = [_Tensors(phase, pair, optimizers) for phase in phases]
     bound = [[pair.bind(x) for x in batch] for batch in batches]
-    settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     shapes = [tuple(map(shapes_of, batch)) for batch in bound]
     plans = {
         shape: _Step(phases, pair, mode, tensors, batch)
@@ -322,8 +321,8 @@ def advance(
     }
     values = []
     for index, (shape, batch) in enumerate(zip(shapes, bound, strict=True)):
-        for part, lr in zip(settings, () if rates is None else rates[index], strict=False):
-            part["lr"] = float(lr)
+        if rates is not None:
+            set_rates(optimizers, rates[index])
         values.append(plans[shape](batch))
         if pair.averages is not None:
             pair.averages.update(pair)

@@ -18,6 +18,7 @@ from torch import Tensor
 from unigen.engines.checks import check_once, check_optimizers, check_rates
 from unigen.engines.draw import Draw
 from unigen.engines.programs import Programs, enumerate_sites
+from unigen.engines.rules import set_rates
 from unigen.objectives import elbo, iwae, log_weight
 from unigen.pair import Pair, PairError
 from unigen.phases import (
@@ -379,6 +380,16 @@ def step(
     """
     check_once(routine, pair, x)
     check_optimizers(routine, pair, optimizers)
+    return _step(routine, pair, optimizers, x, more)
+
+
+def _step(
+    routine: Routine | Iterable[Phase],
+    pair: Pair,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    x: Any,
+    more: Sequence[Any],
+) -> list[Tensor]:
     values: list[Tensor] = []
     for number, phase in enumerate(routine, 1):
         try:
@@ -412,10 +423,9 @@ def advance(
     check_once(routine, pair, batches[0][0])
     check_optimizers(routine, pair, optimizers)
     check_rates(optimizers, rates, len(batches))
-    settings = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
     rows = []
     for index, (x, *more) in enumerate(batches):
-        for part, lr in zip(settings, () if rates is None else rates[index], strict=False):
-            part["lr"] = float(lr)
-        rows.append(torch.stack(step(routine, pair, optimizers, x, more)))
+        if rates is not None:
+            set_rates(optimizers, rates[index])
+        rows.append(torch.stack(_step(routine, pair, optimizers, x, more)))
     return torch.stack(rows)

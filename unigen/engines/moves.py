@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unigen.engines.capture import Climb, parameters
-from unigen.engines.rules import READ
+from unigen.engines.rules import READ, set_rates
 from unigen.engines.updates import Rule, rule_of
 from unigen.pair import Pair
 
@@ -128,6 +128,4 @@ def count_steps(
             for name in part.names:
                 part.optimizer.state[tensors[name]]["step"] += count * len(part.climbs)
     if rates is not None:
-        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-        for group, lr in zip(groups, rates[-1], strict=True):
-            group["lr"] = float(lr)
+        set_rates(optimizers, rates[-1])

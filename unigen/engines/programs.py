@@ -25,6 +25,7 @@ __all__ = [
     "Programs",
     "device_of",
     "enumerate_sites",
+    "gpus_of",
     "in_evaluation_mode",
     "reason_of",
     "swapped",
@@ -134,7 +135,7 @@ class Programs:
     def layout(self, data: Mapping[str, Any]) -> Layout:
         """Probe the pair once, without touching the random streams."""
         if self.pair.layout is None:
-            with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+            with torch.random.fork_rng(devices=gpus_of(data)), torch.no_grad():
                 guide, model = self.run("guide", data), self.run("model", data)
             frames = [frame for site in [*guide.values(), *model.values()] for frame in site.frames]
             self.pair.layout = Layout(
@@ -220,7 +221,8 @@ def taken(data: Mapping[str, Any], total: int, index: slice | Tensor) -> dict[st
     }
 
 
-def _devices(data: Mapping[str, Any]) -> list[torch.device]:
+def gpus_of(data: Mapping[str, Any]) -> list[torch.device]:
+    """Return the GPUs that have tensors of the data, whose random streams a run may move."""
     return list({value.device for value in data.values() if isinstance(value, Tensor) and value.is_cuda})
 
 
@@ -315,7 +317,7 @@ def shapes_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _enumerate_sites(programs: Programs, data: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
     nesting = programs.layout(data).nesting
-    with torch.random.fork_rng(devices=_devices(data)), torch.no_grad():
+    with torch.random.fork_rng(devices=gpus_of(data)), torch.no_grad():
         sites = {name: site for name, site in programs.run("guide", data).items() if not site.observed}
     _check_counts(programs, data, sites)
     supports = {name: _support(site, programs.pair.batch_plate) for name, site in sites.items()}
@@ -360,7 +362,7 @@ def _check_counts(programs: Programs, data: Mapping[str, Any], sites: Mapping[st
         name: track_provenance(value, frozenset({name})) if isinstance(value, Tensor) else value
         for name, value in data.items()
     }
-    with torch.random.fork_rng(devices=_devices(data)), torch.no_grad(), _Apart():
+    with torch.random.fork_rng(devices=gpus_of(data)), torch.no_grad(), _Apart():
         found = programs.run("guide", tracked)
     for name in counting:
         if source := get_provenance(getattr(base_of(found[name].fn), "total_count", None)):

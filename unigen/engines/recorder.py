@@ -21,6 +21,7 @@ from unigen.engines.assertions import Assertions
 from unigen.engines.indices import Indices
 from unigen.engines.memory import Memory, shares
 from unigen.engines.operations import find, functional_name
+from unigen.engines.programs import gpus_of
 from unigen.engines.selections import Selections, without_masks
 from unigen.engines.surroundings import OneStream, kept_in_torch, plainly
 from unigen.engines.tape import DRAWS, EAGERLY, Node, Ref, Tape, frozen
@@ -165,7 +166,7 @@ def capture(
     with ExitStack() as stack:
         stack.enter_context(plainly())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which would look at values
-        stack.enter_context(torch.random.fork_rng(devices=_devices(inputs)))
+        stack.enter_context(torch.random.fork_rng(devices=gpus_of(inputs)))
         stack.enter_context(recorder)
         stack.enter_context(Indices(recorder.fixed))
         stack.enter_context(Selections(recorder.fixed))
@@ -194,7 +195,3 @@ def capture(
     read = {ref for node in tape.live() for ref in node.refs()} | {*tape.outputs, *written.values()}
     tape.constants = {number: tensor for number, tensor in tape.constants.items() if number in read}
     return tape
-
-
-def _devices(inputs: Mapping[str, Tensor]) -> list[torch.device]:
-    return list({tensor.device for tensor in inputs.values() if tensor.is_cuda})

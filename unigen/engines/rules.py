@@ -6,6 +6,7 @@ and a checkpoint knows none. An optimizer without a rule here takes its own step
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["READ", "Moments", "coarse", "hooked", "moments_of", "update"]
+__all__ = ["READ", "Moments", "coarse", "hooked", "moments_of", "set_rates", "update"]
 
 READ = "alpha betas centered dampening decoupled_weight_decay eps maximize momentum nesterov weight_decay".split()
 """The settings of a parameter group that a rule may read, beside the learning rate."""
@@ -42,6 +43,13 @@ def hooked(optimizer: Any) -> bool:
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     everywhere = torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
     return bool(hooks or everywhere or (own is not None and not scheduled))
+
+
+def set_rates(optimizers: Mapping[str, torch.optim.Optimizer], rates: Sequence[float]) -> None:
+    """Give the parameter groups of the optimizers, in their order, a learning rate each."""
+    parts = [part for optimizer in optimizers.values() for part in optimizer.param_groups]
+    for part, lr in zip(parts, rates, strict=True):
+        part["lr"] = float(lr)
 
 
 def coarse(part: dict[str, Any]) -> bool:

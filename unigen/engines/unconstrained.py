@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from unigen.datachecks import DataError
-from unigen.engines.checks import check_observed
+from unigen.engines.checks import check_observed, check_real
 from unigen.engines.inverses import forget
 from unigen.engines.programs import RAISED, swapped
 from unigen.engines.sites import Site, base_of, family_of, is_bounded, is_deterministic, log_prob_at, support_of
@@ -241,9 +241,8 @@ class Unconstrained:
                     f"{', '.join(pair.arguments)}"
                 )
         for name, value in data.items():
-            if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_complex() or value.is_meta):
-                kind = "complex" if value.is_complex() else "meta" if value.is_meta else str(value.layout).split(".")[1]
-                raise DataError(f"data {name!r} is a {kind} tensor; give a dense tensor of real numbers")
+            if isinstance(value, Tensor):
+                check_real(name, value)
         self.data = {name: _double(value) for name, value in data.items()}
         with torch.no_grad():
             lift = self._first_run()
